@@ -1,0 +1,499 @@
+-- The queue's functions: the only way to its rows. Each is SECURITY DEFINER with a pinned search_path, owned by
+-- reeve_dispatch, which row-level security lets see the queue's tables and nothing else.
+--   app        enqueue, enqueue_many
+--   worker     claim, wait_for_jobs, stop_waiting, renew, settle
+--   scheduler  promote, rescue, prune
+--   ops        ops_enqueue, retry_job, cancel_job
+SET LOCAL ROLE reeve_dispatch;
+
+CREATE FUNCTION reeve.ring_doorbell(queue text, region text) RETURNS void LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF EXISTS (SELECT FROM reeve.doorbells d WHERE d.queue = ring_doorbell.queue AND d.region = ring_doorbell.region
+             AND d.waiting_until > now()) THEN
+    PERFORM pg_notify('reeve_jobs', queue || '@' || region);
+  END IF;
+END $$;
+
+-- The tenant's row, or a clear refusal. A closed tenant gets no work at all.
+CREATE FUNCTION reeve.require_tenant(tenant text) RETURNS reeve.tenants LANGUAGE plpgsql STABLE
+  SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t reeve.tenants;
+BEGIN
+  SELECT * INTO t FROM reeve.tenants x WHERE x.id = tenant;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'reeve: tenant "%" is not registered', tenant USING ERRCODE = 'RV003',
+      HINT = 'Call reeve.register_tenant(id, name) when the workspace is made.';
+  END IF;
+  IF t.state = 'closed' THEN
+    RAISE EXCEPTION 'reeve: tenant "%" is closed', tenant USING ERRCODE = 'RV006',
+      HINT = 'No job runs for a closed tenant.';
+  END IF;
+  RETURN t;
+END $$;
+
+CREATE FUNCTION reeve.require_kind(kind text, payload jsonb, t reeve.tenants) RETURNS reeve.kinds LANGUAGE plpgsql STABLE
+  SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  k reeve.kinds;
+BEGIN
+  SELECT * INTO k FROM reeve.kinds x WHERE x.name = kind;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'reeve: unknown kind "%"', kind USING ERRCODE = 'RV004',
+      HINT = 'Known kinds: ' || (SELECT coalesce(string_agg(x.name, ', ' ORDER BY x.name),
+                                                 'none yet; run `reeve migrate`') FROM reeve.kinds x);
+  END IF;
+  IF jsonb_typeof(payload) IS DISTINCT FROM 'object' THEN
+    RAISE EXCEPTION 'reeve: the payload of "%" must be a JSON object', kind USING ERRCODE = 'RV005';
+  END IF;
+  IF octet_length(payload::text) > k.payload_bytes_max THEN
+    RAISE EXCEPTION 'reeve: the payload of "%" has % bytes, more than its limit of %', kind,
+      octet_length(payload::text), k.payload_bytes_max USING ERRCODE = 'RV005',
+      HINT = 'Payloads hold ids; keep the data in your tables.';
+  END IF;
+  IF t.state = 'closing' AND NOT k.runs_when_closing THEN
+    RAISE EXCEPTION 'reeve: tenant "%" is closing; "%" does not run then', t.id, kind USING ERRCODE = 'RV006';
+  END IF;
+  RETURN k;
+END $$;
+
+-- One job into the table. On a live job with the same dedupe key: that job's id, and nothing is inserted.
+CREATE FUNCTION reeve.insert_job(t reeve.tenants, k reeve.kinds, payload jsonb, dedupe_key text, run_at timestamptz,
+                                 priority integer, traceparent text) RETURNS uuid LANGUAGE plpgsql VOLATILE
+  SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  due timestamptz := coalesce(run_at, now());
+  job uuid;
+BEGIN
+  IF priority NOT BETWEEN 1 AND 4 THEN
+    RAISE EXCEPTION 'reeve: priority must be 1 (first) to 4 (last), not %', priority USING ERRCODE = 'RV005';
+  END IF;
+  -- Twice: the job that stood in the way may end between the insert and the look.
+  FOR i IN 1..10 LOOP
+    INSERT INTO reeve.jobs (id, tenant_id, kind, queue, region, state, priority, attempts_max, run_at, unique_key,
+                            traceparent, payload)
+    VALUES (reeve.new_id(), t.id, k.name, k.queue, t.region,
+            CASE WHEN due > now() THEN 'scheduled' ELSE 'available' END, coalesce(priority, k.priority),
+            k.attempts_max, due, dedupe_key, traceparent, payload)
+    ON CONFLICT DO NOTHING RETURNING id INTO job;
+    IF FOUND THEN
+      IF due <= now() THEN
+        PERFORM reeve.ring_doorbell(k.queue, t.region);
+      END IF;
+      RETURN job;
+    END IF;
+    SELECT j.id INTO job FROM reeve.jobs j
+    WHERE j.tenant_id = t.id AND j.kind = k.name AND j.unique_key = dedupe_key
+      AND j.state IN ('scheduled', 'available', 'running', 'retryable');
+    IF FOUND THEN
+      RETURN job;
+    END IF;
+  END LOOP;
+  RAISE EXCEPTION 'reeve: the dedupe key "%" of kind "%" changes hands faster than it can be read', dedupe_key, k.name
+    USING ERRCODE = 'RV007', HINT = 'Retry the transaction.';
+END $$;
+
+-- Enqueues in the caller's transaction. Returns the job's id; with a dedupe_key that a live job of this tenant and
+-- kind has, that job's id. `tenant_id` may only confirm the context.
+--   RV001 no context   RV002 another tenant   RV003 tenant unknown   RV004 kind unknown   RV005 bad argument
+--   RV006 tenant closing or closed
+CREATE FUNCTION reeve.enqueue(kind text, payload jsonb DEFAULT '{}', dedupe_key text DEFAULT NULL,
+                              run_at timestamptz DEFAULT NULL, priority integer DEFAULT NULL,
+                              traceparent text DEFAULT NULL, tenant_id text DEFAULT NULL) RETURNS uuid
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  tenant text := reeve.caller_tenant();
+  t reeve.tenants;
+  k reeve.kinds;
+BEGIN
+  IF tenant_id <> tenant THEN
+    RAISE EXCEPTION 'reeve: tenant_id "%" is not this transaction''s tenant', tenant_id USING ERRCODE = 'RV002',
+      HINT = 'The argument may only confirm the context; leave it out.';
+  END IF;
+  t := reeve.require_tenant(tenant);
+  k := reeve.require_kind(kind, payload, t);
+  IF NOT k.app_may_enqueue THEN
+    RAISE EXCEPTION 'reeve: "%" is made by Reeve itself and cannot be enqueued by an app', kind USING ERRCODE = 'RV004';
+  END IF;
+  RETURN reeve.insert_job(t, k, payload, dedupe_key, run_at, priority, traceparent);
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.enqueue(text, jsonb, text, timestamptz, integer, text, text) TO reeve_app;
+
+-- The bulk form: a JSON array of {kind, payload, dedupe_key, run_at, priority, traceparent}. All or none.
+-- Returns one id an element, in the array's order.
+CREATE FUNCTION reeve.enqueue_many(jobs jsonb, tenant_id text DEFAULT NULL) RETURNS SETOF uuid
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  tenant text := reeve.caller_tenant();
+  t reeve.tenants;
+  k reeve.kinds;
+  bad record;
+  ids uuid[];
+  inserted bigint;
+BEGIN
+  IF tenant_id <> tenant THEN
+    RAISE EXCEPTION 'reeve: tenant_id "%" is not this transaction''s tenant', tenant_id USING ERRCODE = 'RV002',
+      HINT = 'The argument may only confirm the context; leave it out.';
+  END IF;
+  IF jsonb_typeof(jobs) IS DISTINCT FROM 'array' THEN
+    RAISE EXCEPTION 'reeve: jobs must be a JSON array' USING ERRCODE = 'RV005';
+  END IF;
+  SELECT key INTO bad FROM jsonb_array_elements(jobs) e, jsonb_object_keys(e) key
+  WHERE key NOT IN ('kind', 'payload', 'dedupe_key', 'run_at', 'priority', 'traceparent') LIMIT 1;
+  IF FOUND THEN
+    RAISE EXCEPTION 'reeve: unknown field "%" in a job', bad.key USING ERRCODE = 'RV005',
+      HINT = 'Fields: kind, payload, dedupe_key, run_at, priority, traceparent.';
+  END IF;
+  t := reeve.require_tenant(tenant);
+  -- Each kind once for its rules, then each element against its kind's size and range.
+  FOR bad IN SELECT DISTINCT e ->> 'kind' AS kind FROM jsonb_array_elements(jobs) e LOOP
+    k := reeve.require_kind(bad.kind, '{}', t);
+    IF NOT k.app_may_enqueue THEN
+      RAISE EXCEPTION 'reeve: "%" is made by Reeve itself and cannot be enqueued by an app', bad.kind
+        USING ERRCODE = 'RV004';
+    END IF;
+  END LOOP;
+  FOR bad IN
+    SELECT e ->> 'kind' AS kind, coalesce(e -> 'payload', '{}') AS payload FROM jsonb_array_elements(jobs) e
+    JOIN reeve.kinds x ON x.name = e ->> 'kind'
+    WHERE jsonb_typeof(coalesce(e -> 'payload', '{}')) <> 'object'
+       OR octet_length((e -> 'payload')::text) > x.payload_bytes_max LIMIT 1
+  LOOP
+    PERFORM reeve.require_kind(bad.kind, bad.payload, t);
+  END LOOP;
+  WITH input AS MATERIALIZED (
+    SELECT ord, reeve.new_id() AS id, x.name, x.queue, x.attempts_max, coalesce(e.priority, x.priority) AS priority,
+           coalesce(e.payload, '{}') AS payload, coalesce(e.run_at, now()) AS run_at, e.dedupe_key, e.traceparent
+    FROM ROWS FROM (jsonb_to_recordset(jobs) AS (kind text, payload jsonb, dedupe_key text, run_at timestamptz,
+                                                 priority integer, traceparent text))
+         WITH ORDINALITY AS e (kind, payload, dedupe_key, run_at, priority, traceparent, ord)
+    JOIN reeve.kinds x ON x.name = e.kind),
+  made AS (
+    INSERT INTO reeve.jobs (id, tenant_id, kind, queue, region, state, priority, attempts_max, run_at, unique_key,
+                            traceparent, payload)
+    SELECT i.id, t.id, i.name, i.queue, t.region, CASE WHEN i.run_at > now() THEN 'scheduled' ELSE 'available' END,
+           i.priority, i.attempts_max, i.run_at, i.dedupe_key, i.traceparent, i.payload
+    FROM input i ORDER BY i.ord
+    ON CONFLICT DO NOTHING RETURNING 1)
+  SELECT (SELECT array_agg(i.id ORDER BY i.ord) FROM input i), (SELECT count(*) FROM made) INTO ids, inserted;
+  PERFORM reeve.ring_doorbell(q.queue, t.region)
+  FROM (SELECT DISTINCT x.queue FROM jsonb_array_elements(jobs) e JOIN reeve.kinds x ON x.name = e ->> 'kind') q;
+  IF inserted = coalesce(cardinality(ids), 0) THEN
+    RETURN QUERY SELECT unnest(ids);
+    RETURN;
+  END IF;
+  -- Some dedupe keys were taken: name the job that has each. NULL when that job ended in the meantime.
+  RETURN QUERY
+    SELECT coalesce((SELECT j.id FROM reeve.jobs j WHERE j.id = u.id),
+                    (SELECT j.id FROM reeve.jobs j WHERE j.tenant_id = t.id AND j.kind = jobs -> (u.ord - 1)::int ->> 'kind'
+                       AND j.unique_key = jobs -> (u.ord - 1)::int ->> 'dedupe_key'
+                       AND j.state IN ('scheduled', 'available', 'running', 'retryable')))
+    FROM unnest(ids) WITH ORDINALITY u (id, ord) ORDER BY u.ord;
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.enqueue_many(jsonb, text) TO reeve_app;
+
+-- The tenants with ready jobs, in byte order, from one cursor to another: a skip scan over jobs_ready.
+CREATE FUNCTION reeve.ring(q text, r text, after text, upto text, n integer) RETURNS text[] LANGUAGE sql STABLE
+  SET search_path = pg_catalog, pg_temp AS $$
+  WITH RECURSIVE ring (t) AS (
+    (SELECT j.tenant_id FROM reeve.jobs j
+     WHERE j.queue = q AND j.region = r AND j.state = 'available' AND j.tenant_id > after
+       AND (upto IS NULL OR j.tenant_id <= upto)
+     ORDER BY j.tenant_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT j.tenant_id FROM reeve.jobs j
+            WHERE j.queue = q AND j.region = r AND j.state = 'available' AND j.tenant_id > ring.t
+              AND (upto IS NULL OR j.tenant_id <= upto)
+            ORDER BY j.tenant_id LIMIT 1)
+    FROM ring WHERE ring.t IS NOT NULL)
+  SELECT coalesce(array_agg(t), '{}') FROM (SELECT t FROM ring WHERE t IS NOT NULL LIMIT n) s
+$$;
+
+-- Claims up to `n` jobs fairly: an equal share times its weight for each tenant with ready jobs, from `cur` onwards,
+-- wrapping once; all places go to whoever has work. Returns the jobs, then one row with id NULL whose tenant_id is the
+-- cursor for the caller's next call. The attempt is counted here, so that a job that kills its worker is bounded.
+CREATE FUNCTION reeve.claim(q text, r text, n integer, w text, cur text, lease_secs double precision)
+  RETURNS TABLE (id uuid, tenant_id text, kind text, payload jsonb, attempt integer, attempts_max integer,
+                 rescues integer, traceparent text, lease_token uuid, created_at timestamptz, run_at timestamptz)
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  token uuid := gen_random_uuid();
+  looked text[];
+  mine text[];
+  quantum integer;
+  places integer := n;
+  got integer;
+  pos text := cur;
+  wrapped boolean := false;
+BEGIN
+  FOR lap IN 1..8 LOOP
+    looked := reeve.ring(q, r, pos, CASE WHEN wrapped THEN cur END, places);
+    IF cardinality(looked) = 0 THEN
+      EXIT WHEN wrapped;
+      wrapped := true;
+      pos := '';
+      CONTINUE;
+    END IF;
+    -- Past every tenant that was looked at, not only those served: a hundred capped ones must not be a wall.
+    pos := looked[cardinality(looked)];
+    -- A statement of its own: the next one takes a fresh snapshot, and so counts the leases of whoever had the lock.
+    SELECT array_agg(u.t ORDER BY u.o) INTO mine FROM unnest(looked) WITH ORDINALITY u (t, o)
+    WHERE pg_try_advisory_xact_lock(7262, hashtext(q || '/' || u.t));
+    CONTINUE WHEN mine IS NULL;
+    quantum := ceil(places::numeric / cardinality(mine));
+    RETURN QUERY
+    UPDATE reeve.jobs j SET state = 'running', attempt = j.attempt + 1, lease_token = token, worker = w,
+           attempted_at = now(), lease_expires_at = now() + make_interval(secs => lease_secs)
+    -- = ANY (array), not a join: under a generic plan a join with LIMIT $1 hashes the whole table.
+    WHERE j.id = ANY (ARRAY(
+      SELECT x.id
+      FROM unnest(mine) WITH ORDINALITY u (t, o)
+      JOIN reeve.tenants tn ON tn.id = u.t AND NOT tn.paused AND tn.state <> 'closed'
+      CROSS JOIN LATERAL (
+        SELECT CASE WHEN tn.running_max IS NULL THEN 2147483647 ELSE tn.running_max - (
+          SELECT count(*)::integer FROM (SELECT 1 FROM reeve.jobs y WHERE y.queue = q AND y.region = r
+            AND y.tenant_id = u.t AND y.state = 'running' LIMIT tn.running_max) z) END AS free) cap
+      CROSS JOIN LATERAL (
+        SELECT y.id FROM reeve.jobs y
+        WHERE y.queue = q AND y.region = r AND y.tenant_id = u.t AND y.state = 'available'
+          AND (tn.state = 'active' OR y.kind IN (SELECT k.name FROM reeve.kinds k WHERE k.runs_when_closing))
+        ORDER BY y.priority, y.run_at, y.id
+        LIMIT greatest(0, least(quantum::bigint * tn.weight, cap.free, places)) FOR UPDATE SKIP LOCKED) x
+      ORDER BY u.o LIMIT places))
+    RETURNING j.id, j.tenant_id, j.kind, j.payload, j.attempt, j.attempts_max, j.rescues, j.traceparent,
+              j.lease_token, j.created_at, j.run_at;
+    GET DIAGNOSTICS got = ROW_COUNT;
+    places := places - got;
+    EXIT WHEN places <= 0;
+  END LOOP;
+  RETURN QUERY SELECT NULL::uuid, pos, NULL::text, NULL::jsonb, NULL::integer, NULL::integer, NULL::integer,
+                      NULL::text, NULL::uuid, NULL::timestamptz, NULL::timestamptz;
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.claim(text, text, integer, text, text, double precision) TO reeve_worker;
+
+-- "I have nothing to do: ring when something comes." Not worth an fsync: polling is the truth.
+CREATE FUNCTION reeve.wait_for_jobs(q text, r text, secs double precision) RETURNS boolean LANGUAGE plpgsql
+  SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM set_config('synchronous_commit', 'off', true);
+  INSERT INTO reeve.doorbells AS d (queue, region, waiting_until) VALUES (q, r, now() + make_interval(secs => secs))
+  ON CONFLICT (queue, region) DO UPDATE SET waiting_until = excluded.waiting_until
+  WHERE d.waiting_until < now() + make_interval(secs => secs / 2);
+  RETURN FOUND;
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.wait_for_jobs(text, text, double precision) TO reeve_worker;
+
+-- "I am awake": enqueuers need not ring until somebody waits again.
+CREATE FUNCTION reeve.stop_waiting(q text, r text) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM set_config('synchronous_commit', 'off', true);
+  UPDATE reeve.doorbells d SET waiting_until = '-infinity' WHERE d.queue = q AND d.region = r AND d.waiting_until > now();
+  RETURN FOUND;
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.stop_waiting(text, text) TO reeve_worker;
+
+-- Extends the leases that are still held by these tokens. A job that is missing in the answer was taken away.
+CREATE FUNCTION reeve.renew(ids uuid[], tokens uuid[], lease_secs double precision)
+  RETURNS TABLE (id uuid, cancel_reason text) LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  UPDATE reeve.jobs j SET lease_expires_at = clock_timestamp() + make_interval(secs => lease_secs)
+  FROM unnest(ids, tokens) AS h (id, token)
+  WHERE j.id = h.id AND j.lease_token = h.token
+  RETURNING j.id, j.cancel_reason
+$$;
+GRANT EXECUTE ON FUNCTION reeve.renew(uuid[], uuid[], double precision) TO reeve_worker;
+
+-- Settles a batch, each job fenced by its lease token. Returns the ids that were settled: a missing one had lost its
+-- lease, and its outcome is not recorded.
+-- Outcomes: completed, cancelled; retry (after delay_secs, or dead when attempts are used up); snooze (later, uncounted);
+-- release (at once, uncounted); dead; quarantine.
+CREATE FUNCTION reeve.settle(ids uuid[], tokens uuid[], outcomes text[], delays double precision[], errors text[])
+  RETURNS TABLE (settled uuid) LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  WITH s AS (
+    SELECT * FROM unnest(ids, tokens, outcomes, delays, errors) AS s (id, token, outcome, delay_secs, error)),
+  over AS (
+    DELETE FROM reeve.jobs j USING s
+    WHERE j.id = s.id AND j.lease_token = s.token
+      AND (s.outcome IN ('completed', 'cancelled') OR (j.cancel_reason IS NOT NULL AND s.outcome IN ('retry', 'snooze')))
+    RETURNING j.id, j.tenant_id, j.kind, j.queue, j.region, j.priority, j.attempt, j.attempts_max, j.rescues, j.run_at,
+              j.created_at, j.attempted_at, j.worker, j.unique_key, j.traceparent, j.payload,
+              CASE s.outcome WHEN 'completed' THEN 'completed' ELSE 'cancelled' END AS state,
+              coalesce(s.error, j.cancel_reason) AS error),
+  history AS (
+    INSERT INTO reeve.job_history (id, tenant_id, kind, queue, region, state, priority, attempt, attempts_max, rescues,
+                                   run_at, created_at, attempted_at, worker, unique_key, traceparent, payload, last_error)
+    SELECT o.id, o.tenant_id, o.kind, o.queue, o.region, o.state, o.priority, o.attempt, o.attempts_max, o.rescues,
+           o.run_at, o.created_at, o.attempted_at, o.worker, o.unique_key, o.traceparent, o.payload, o.error
+    FROM over o),
+  kept AS (
+    UPDATE reeve.jobs j
+    SET state = CASE s.outcome
+                  WHEN 'retry' THEN CASE WHEN j.attempt >= j.attempts_max THEN 'dead'
+                                         WHEN s.delay_secs > 0 THEN 'retryable' ELSE 'available' END
+                  WHEN 'snooze' THEN 'scheduled' WHEN 'release' THEN 'available'
+                  WHEN 'dead' THEN 'dead' ELSE 'quarantined' END,
+        attempt = j.attempt - CASE WHEN s.outcome IN ('snooze', 'release') THEN 1 ELSE 0 END,
+        run_at = CASE WHEN s.outcome IN ('retry', 'snooze') THEN now() + make_interval(secs => s.delay_secs) ELSE j.run_at END,
+        lease_token = NULL, lease_expires_at = NULL,
+        last_error = coalesce(s.error, j.last_error)
+    FROM s
+    WHERE j.id = s.id AND j.lease_token = s.token AND s.outcome NOT IN ('completed', 'cancelled')
+      AND NOT (j.cancel_reason IS NOT NULL AND s.outcome IN ('retry', 'snooze'))
+    RETURNING j.id, j.tenant_id, j.state, s.outcome, j.attempt, j.worker, j.attempted_at, s.error),
+  attempts AS (
+    INSERT INTO reeve.job_attempts (tenant_id, job_id, attempt, outcome, worker, started_at, error)
+    SELECT k.tenant_id, k.id, k.attempt + CASE k.outcome WHEN 'snooze' THEN 1 ELSE 0 END,
+           CASE k.state WHEN 'dead' THEN 'dead' ELSE k.outcome END, k.worker, k.attempted_at, k.error
+    FROM kept k WHERE k.outcome <> 'release')
+  SELECT o.id FROM over o UNION ALL SELECT k.id FROM kept k
+$$;
+GRANT EXECUTE ON FUNCTION reeve.settle(uuid[], uuid[], text[], double precision[], text[]) TO reeve_worker;
+
+-- Makes due jobs available. Returns how many.
+CREATE FUNCTION reeve.promote(n integer) RETURNS integer LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  moved integer;
+  lanes text[];
+BEGIN
+  WITH due AS (
+    UPDATE reeve.jobs j SET state = 'available'
+    WHERE j.id = ANY (ARRAY(SELECT x.id FROM reeve.jobs x
+                            WHERE x.state IN ('scheduled', 'retryable') AND x.run_at <= now()
+                            ORDER BY x.run_at LIMIT n FOR UPDATE SKIP LOCKED))
+    RETURNING j.queue, j.region)
+  SELECT count(*), array_agg(DISTINCT d.queue || '@' || d.region) INTO moved, lanes FROM due d;
+  PERFORM reeve.ring_doorbell(split_part(lane, '@', 1), split_part(lane, '@', 2)) FROM unnest(lanes) lane;
+  RETURN moved;
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.promote(integer) TO reeve_scheduler;
+
+-- Takes back jobs whose lease ran out. Three such ends without a settlement: quarantine, with the workers' names as
+-- evidence, so that a job that kills its worker does not kill the fleet. Otherwise available again, or dead when its
+-- attempts are used up.
+CREATE FUNCTION reeve.rescue(n integer)
+  RETURNS TABLE (id uuid, tenant_id text, kind text, state text, worker text) LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  lost record;
+  next_state text;
+  evidence text;
+BEGIN
+  FOR lost IN
+    SELECT j.* FROM reeve.jobs j WHERE j.state = 'running' AND j.lease_expires_at < now()
+    ORDER BY j.lease_expires_at LIMIT n FOR UPDATE SKIP LOCKED
+  LOOP
+    INSERT INTO reeve.job_attempts (tenant_id, job_id, attempt, outcome, worker, started_at, error)
+    VALUES (lost.tenant_id, lost.id, lost.attempt, 'lease_expired', lost.worker, lost.attempted_at,
+            format('lease expired at %s without a settlement', lost.lease_expires_at));
+    next_state := CASE WHEN lost.rescues + 1 >= 3 THEN 'quarantined'
+                       WHEN lost.attempt >= lost.attempts_max THEN 'dead' ELSE 'available' END;
+    evidence := format('lease expired %s times without a settlement; workers: %s', lost.rescues + 1,
+      (SELECT string_agg(a.worker || ' (attempt ' || a.attempt || ')', ', ' ORDER BY a.ended_at)
+       FROM reeve.job_attempts a
+       WHERE a.tenant_id = lost.tenant_id AND a.job_id = lost.id AND a.outcome = 'lease_expired'));
+    UPDATE reeve.jobs j SET state = next_state, rescues = lost.rescues + 1, lease_token = NULL,
+           lease_expires_at = NULL, last_error = evidence
+    WHERE j.id = lost.id;
+    IF next_state = 'quarantined' THEN
+      PERFORM reeve.audit_append(lost.tenant_id, 'scheduler', 'job.quarantined', 'job:' || lost.id, evidence, '{}',
+                                 lost.id, lost.attempt, NULL);
+    ELSIF next_state = 'available' THEN
+      PERFORM reeve.ring_doorbell(lost.queue, lost.region);
+    END IF;
+    RETURN QUERY SELECT lost.id, lost.tenant_id, lost.kind, next_state, lost.worker;
+  END LOOP;
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.rescue(integer) TO reeve_scheduler;
+
+-- Moves parked jobs past their keep time to history and drops old attempt rows, at most n of each. Returns both counts.
+CREATE FUNCTION reeve.prune(parked_days integer, attempt_days integer, n integer)
+  RETURNS TABLE (parked bigint, attempts bigint) LANGUAGE sql SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+  WITH gone AS (
+    DELETE FROM reeve.jobs j WHERE j.id = ANY (ARRAY(
+      SELECT x.id FROM reeve.jobs x WHERE x.state IN ('dead', 'quarantined')
+        AND coalesce(x.attempted_at, x.created_at) < now() - make_interval(days => parked_days)
+      LIMIT n FOR UPDATE SKIP LOCKED))
+    RETURNING j.*),
+  history AS (
+    INSERT INTO reeve.job_history (id, tenant_id, kind, queue, region, state, priority, attempt, attempts_max, rescues,
+                                   run_at, created_at, attempted_at, worker, unique_key, traceparent, payload, last_error)
+    SELECT g.id, g.tenant_id, g.kind, g.queue, g.region, g.state, g.priority, g.attempt, g.attempts_max, g.rescues,
+           g.run_at, g.created_at, g.attempted_at, g.worker, g.unique_key, g.traceparent, g.payload, g.last_error
+    FROM gone g),
+  old AS (
+    DELETE FROM reeve.job_attempts a WHERE a.ctid = ANY (ARRAY(
+      SELECT x.ctid FROM reeve.job_attempts x WHERE x.ended_at < now() - make_interval(days => attempt_days) LIMIT n))
+    RETURNING 1)
+  SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM old)
+$$;
+GRANT EXECUTE ON FUNCTION reeve.prune(integer, integer, integer) TO reeve_scheduler;
+
+-- What operators do to one job. Each is audited in the same transaction, with who and why.
+CREATE FUNCTION reeve.ops_enqueue(tenant text, kind text, payload jsonb, actor text, reason text) RETURNS uuid
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t reeve.tenants := reeve.require_tenant(tenant);
+  k reeve.kinds := reeve.require_kind(kind, payload, t);
+  job uuid := reeve.insert_job(t, k, payload, NULL, NULL, NULL, NULL);
+BEGIN
+  PERFORM reeve.audit_append(tenant, actor, 'job.enqueued', 'job:' || job, reason, '{}', job, NULL, NULL);
+  RETURN job;
+END $$;
+
+-- Gives a parked or waiting job a fresh set of attempts, now. Returns its former state, or NULL when there is no such job.
+CREATE FUNCTION reeve.retry_job(job uuid, actor text, reason text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  j reeve.jobs;
+BEGIN
+  SELECT * INTO j FROM reeve.jobs x WHERE x.id = job FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN NULL;
+  END IF;
+  IF j.state NOT IN ('dead', 'quarantined', 'retryable', 'scheduled') THEN
+    RAISE EXCEPTION 'reeve: job % is %; only dead, quarantined, retryable and scheduled jobs can be retried', job, j.state
+      USING ERRCODE = 'RV008';
+  END IF;
+  PERFORM reeve.require_tenant(j.tenant_id);
+  UPDATE reeve.jobs x SET state = 'available', run_at = now(), rescues = 0, cancel_reason = NULL,
+         attempts_max = x.attempt + (SELECT coalesce(max(k.attempts_max), 1) FROM reeve.kinds k WHERE k.name = x.kind)
+  WHERE x.id = job;
+  PERFORM reeve.ring_doorbell(j.queue, j.region);
+  PERFORM reeve.audit_append(j.tenant_id, actor, 'job.retried', 'job:' || job, reason, '{}', job, j.attempt, NULL);
+  RETURN j.state;
+EXCEPTION WHEN unique_violation THEN
+  RAISE EXCEPTION 'reeve: another live job has the dedupe key of job %', job USING ERRCODE = 'RV008',
+    HINT = 'Cancel that one first, or let it do the work.';
+END $$;
+
+-- Cancels a job: at once when it is not running, else its worker is told with the next renewal of its lease.
+CREATE FUNCTION reeve.cancel_job(job uuid, actor text, reason text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  j reeve.jobs;
+BEGIN
+  SELECT * INTO j FROM reeve.jobs x WHERE x.id = job FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN NULL;
+  END IF;
+  PERFORM reeve.audit_append(j.tenant_id, actor, 'job.cancelled', 'job:' || job, reason, '{}', job, j.attempt, NULL);
+  IF j.state = 'running' THEN
+    UPDATE reeve.jobs x SET cancel_reason = left(reason, 500) WHERE x.id = job;
+    RETURN j.state;
+  END IF;
+  DELETE FROM reeve.jobs x WHERE x.id = job;
+  INSERT INTO reeve.job_history (id, tenant_id, kind, queue, region, state, priority, attempt, attempts_max, rescues,
+                                 run_at, created_at, attempted_at, worker, unique_key, traceparent, payload, last_error)
+  VALUES (j.id, j.tenant_id, j.kind, j.queue, j.region, 'cancelled', j.priority, j.attempt, j.attempts_max, j.rescues,
+          j.run_at, j.created_at, j.attempted_at, j.worker, j.unique_key, j.traceparent, j.payload, left(reason, 500));
+  RETURN j.state;
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.ops_enqueue(text, text, jsonb, text, text), reeve.retry_job(uuid, text, text),
+  reeve.cancel_job(uuid, text, text) TO reeve_ops;
+
+RESET ROLE;
