@@ -1,0 +1,156 @@
+//! Bringing a database to this build's schema, and refusing to run on another.
+//!
+//! The migrations are compiled in. After them the kinds table of this build is copied to `reeve.kinds` and
+//! `reeve.schedules`, in one transaction. Programs call [`check`] at start: on a database behind or ahead of them they
+//! say so and stop.
+use sqlx::{
+    Connection, PgConnection, PgPool,
+    migrate::{Migrate, Migration, MigrationType, Migrator},
+};
+
+use crate::kinds::Kind;
+
+const FILES: [(i64, &str, &str); 9] = [
+    (1, "roles", include_str!("../../../migrations/0001_roles.sql")),
+    (2, "tenants", include_str!("../../../migrations/0002_tenants.sql")),
+    (3, "kinds", include_str!("../../../migrations/0003_kinds.sql")),
+    (4, "jobs", include_str!("../../../migrations/0004_jobs.sql")),
+    (5, "audit", include_str!("../../../migrations/0005_audit.sql")),
+    (6, "queue", include_str!("../../../migrations/0006_queue.sql")),
+    (7, "webhooks", include_str!("../../../migrations/0007_webhooks.sql")),
+    (8, "schedules", include_str!("../../../migrations/0008_schedules.sql")),
+    (9, "schema_version", include_str!("../../../migrations/0009_schema_version.sql")),
+];
+
+/// The schema this build needs.
+pub const VERSION: i64 = FILES[FILES.len() - 1].0;
+
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    #[error("the database has no Reeve schema yet; run `reeve migrate`")]
+    Absent,
+    #[error("the database is at migration {found}, this program needs {needed}; run `reeve migrate`")]
+    Behind { found: i64, needed: i64 },
+    #[error("the database is at migration {found}, this program knows only {known}; update the program")]
+    Ahead { found: i64, known: i64 },
+    #[error("migration failed, nothing of it was kept: {0}")]
+    Failed(#[from] sqlx::migrate::MigrateError),
+    #[error("the schema's version could not be read: {0}")]
+    Database(#[from] sqlx::Error),
+}
+
+/// What [`run`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migrated {
+    pub from: i64,
+    pub to: i64,
+}
+
+fn migrator(upto: i64) -> Migrator {
+    let migrations = FILES
+        .iter()
+        .filter(|(version, ..)| *version <= upto)
+        .map(|(version, name, sql)| {
+            use sqlx::SqlSafeStr;
+            Migration::new(*version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
+        })
+        .collect();
+    let mut migrator = Migrator::with_migrations(migrations);
+    // A table of our own name: the app in the same database may use the same library.
+    migrator.dangerous_set_table_name("public._reeve_migrations");
+    migrator.set_ignore_missing(false);
+    migrator
+}
+
+/// Brings the database to [`VERSION`] as an administrator: a role that may create roles and schemas. Safe to repeat, and
+/// safe to run twice at a time (an advisory lock lets one wait for the other).
+pub async fn run(admin: &mut PgConnection) -> Result<Migrated, MigrateError> {
+    run_to(admin, VERSION).await
+}
+
+/// [`run`] up to a certain version: for tests of programs on an older schema.
+pub async fn run_to(admin: &mut PgConnection, upto: i64) -> Result<Migrated, MigrateError> {
+    let from = found(admin).await?.unwrap_or(0);
+    migrator(upto).run_direct(None, &mut *admin, false).await?;
+    if upto == VERSION {
+        copy_kinds(admin).await?;
+    }
+    Ok(Migrated { from, to: upto })
+}
+
+/// Copies this build's kinds and cadences. Kinds that this build lacks stay: an older program may still run them.
+async fn copy_kinds(admin: &mut PgConnection) -> sqlx::Result<()> {
+    let specs: Vec<_> = Kind::ALL.iter().map(|kind| kind.spec()).collect();
+    let specs = serde_json::to_value(specs).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
+    let mut tx = admin.begin().await?;
+    sqlx::query(
+        "-- migrate.copy_kinds
+        INSERT INTO reeve.kinds (name, queue, priority, attempts_max, payload_bytes_max, runs_when_closing, app_may_enqueue)
+        SELECT name, queue, priority, attempts_max, payload_bytes_max, runs_when_closing, app_may_enqueue
+        FROM jsonb_populate_recordset(NULL::reeve.kinds, $1)
+        ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, priority = excluded.priority,
+          attempts_max = excluded.attempts_max, payload_bytes_max = excluded.payload_bytes_max,
+          runs_when_closing = excluded.runs_when_closing, app_may_enqueue = excluded.app_may_enqueue",
+    )
+    .bind(&specs)
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "-- migrate.copy_cadences
+        INSERT INTO reeve.schedules AS s (kind, cron, window_secs)
+        SELECT k ->> 'name', k -> 'cadence' ->> 'cron', (k -> 'cadence' ->> 'window_secs')::integer
+        FROM jsonb_array_elements($1) k WHERE k -> 'cadence' <> 'null'
+        ON CONFLICT (kind) DO UPDATE SET cron = excluded.cron, window_secs = excluded.window_secs,
+          next_at = CASE WHEN s.cron = excluded.cron THEN s.next_at END",
+    )
+    .bind(&specs)
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await
+}
+
+async fn found(connection: &mut PgConnection) -> sqlx::Result<Option<i64>> {
+    let exists: bool =
+        sqlx::query_scalar("-- migrate.found\nSELECT to_regclass('public._reeve_migrations') IS NOT NULL")
+            .fetch_one(&mut *connection)
+            .await?;
+    if !exists {
+        return Ok(None);
+    }
+    sqlx::query_scalar("-- migrate.version\nSELECT max(version) FROM public._reeve_migrations WHERE success")
+        .fetch_one(connection)
+        .await
+}
+
+/// Refuses a database that is not at this build's version. Any of the program roles may ask.
+pub async fn check(pool: &PgPool) -> Result<(), MigrateError> {
+    let has: bool = sqlx::query_scalar("-- migrate.has_version\nSELECT to_regproc('reeve.schema_version') IS NOT NULL")
+        .fetch_one(pool)
+        .await?;
+    if !has {
+        return Err(MigrateError::Absent);
+    }
+    let found: i64 =
+        sqlx::query_scalar("-- migrate.schema_version\nSELECT reeve.schema_version()").fetch_one(pool).await?;
+    match found {
+        VERSION => Ok(()),
+        _ if found < VERSION => Err(MigrateError::Behind { found, needed: VERSION }),
+        _ => Err(MigrateError::Ahead { found, known: VERSION }),
+    }
+}
+
+/// Waits for a running migration, then says which versions are applied. For `reeve doctor`.
+pub async fn applied(admin: &mut PgConnection) -> Result<Vec<i64>, MigrateError> {
+    Ok(admin.list_applied_migrations("public._reeve_migrations").await?.into_iter().map(|m| m.version).collect())
+}
+
+/// Tells one set of migrations and kinds from another.
+pub fn fingerprint() -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    FILES.hash(&mut hasher);
+    for kind in Kind::ALL {
+        format!("{:?}", kind.spec()).hash(&mut hasher);
+    }
+    hasher.finish()
+}

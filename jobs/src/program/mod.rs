@@ -1,0 +1,13 @@
+//! What the three programs share and a web app does not want: configuration, logs, pools, migrations, shutdown.
+pub mod config;
+pub mod db;
+pub mod migrate;
+pub mod shutdown;
+pub mod telemetry;
+
+/// First line of every `main`: one TLS provider for the whole process. A library that asks for the default while two are
+/// linked would panic.
+pub fn install_tls_provider() {
+    // An error only says that it is installed already, which is what is wanted.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}

@@ -1,0 +1,89 @@
+//! The queue as the worker sees it: claim, renew, settle, and waiting for more.
+//!
+//! What is guaranteed: a job that was committed is handed out until it is settled (at least once, so handlers are
+//! idempotent); only the holder of the current lease settles it; tenants with ready jobs share each claim evenly by
+//! weight. Enqueueing is not here: it happens in the app's transaction, by SQL (see [`crate::client`]).
+pub mod postgres;
+
+use std::{future::Future, time::Duration};
+
+pub use postgres::PostgresQueue;
+
+use crate::job::{ClaimedJob, JobId, LeaseToken};
+
+/// One queue in one region: what a worker serves.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Lane {
+    pub queue: String,
+    pub region: String,
+}
+
+impl Lane {
+    /// As it stands in a notification.
+    pub fn channel_payload(&self) -> String {
+        format!("{}@{}", self.queue, self.region)
+    }
+}
+
+/// What a claim brought, and where the next one continues its round of the tenants.
+#[derive(Debug, Default)]
+pub struct Claim {
+    pub jobs: Vec<ClaimedJob>,
+    pub cursor: String,
+}
+
+/// One attempt's end, ready to be stored.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    pub job: JobId,
+    pub token: LeaseToken,
+    /// A word of [`crate::job::Outcome::as_str`].
+    pub outcome: &'static str,
+    pub delay: Duration,
+    /// Scrubbed and shortened by the caller.
+    pub error: Option<String>,
+}
+
+/// Error texts are cut to this many characters before they are stored.
+pub const ERROR_CHARS_MAX: usize = 2_000;
+
+/// What renewing told about one held job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renewed {
+    pub job: JobId,
+    /// An operator asked for the job to stop.
+    pub cancel_reason: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("queue: {0}")]
+pub struct QueueError(#[from] pub sqlx::Error);
+
+/// A store of jobs. All calls are safe to repeat after an error.
+pub trait Queue: Clone + Send + Sync + 'static {
+    /// Claims up to `limit` jobs under one fresh lease token. `cursor` is the last claim's, or `""`.
+    fn claim(
+        &self,
+        lane: &Lane,
+        limit: usize,
+        worker: &str,
+        cursor: &str,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Claim, QueueError>> + Send;
+
+    /// Extends the leases still held under these tokens. A job missing from the answer was taken away.
+    fn renew(
+        &self,
+        held: &[(JobId, LeaseToken)],
+        lease: Duration,
+    ) -> impl Future<Output = Result<Vec<Renewed>, QueueError>> + Send;
+
+    /// Stores ends of attempts. A job missing from the answer had lost its lease, and nothing of it was stored.
+    fn settle(&self, batch: &[Settlement]) -> impl Future<Output = Result<Vec<JobId>, QueueError>> + Send;
+
+    /// Asks enqueuers to ring for the next `secs`.
+    fn wait_for_jobs(&self, lane: &Lane, secs: f64) -> impl Future<Output = Result<(), QueueError>> + Send;
+
+    /// Tells enqueuers that ringing is not needed.
+    fn stop_waiting(&self, lane: &Lane) -> impl Future<Output = Result<(), QueueError>> + Send;
+}

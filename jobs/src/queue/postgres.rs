@@ -1,0 +1,115 @@
+//! The queue on PostgreSQL: calls of the functions in `migrations/0006_queue.sql`, which hold all logic.
+use std::time::Duration;
+
+use sqlx::{PgPool, Row, postgres::PgRow};
+
+use super::{Claim, Lane, Queue, QueueError, Renewed, Settlement};
+use crate::{
+    job::{ClaimedJob, JobId, LeaseToken},
+    tenant::TenantId,
+};
+
+/// See the module's head. Clones share the pool.
+#[derive(Debug, Clone)]
+pub struct PostgresQueue {
+    pool: PgPool,
+}
+
+impl PostgresQueue {
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+}
+
+fn claimed(row: &PgRow) -> sqlx::Result<ClaimedJob> {
+    let tenant: &str = row.try_get(1)?;
+    Ok(ClaimedJob {
+        id: row.try_get(0)?,
+        tenant: tenant.parse::<TenantId>().map_err(|e| sqlx::Error::Decode(Box::new(e)))?,
+        kind: row.try_get(2)?,
+        payload: row.try_get(3)?,
+        attempt: row.try_get(4)?,
+        attempts_max: row.try_get(5)?,
+        rescues: row.try_get(6)?,
+        traceparent: row.try_get(7)?,
+        lease_token: row.try_get(8)?,
+        created_at: row.try_get(9)?,
+        run_at: row.try_get(10)?,
+    })
+}
+
+impl Queue for PostgresQueue {
+    async fn claim(
+        &self,
+        lane: &Lane,
+        limit: usize,
+        worker: &str,
+        cursor: &str,
+        lease: Duration,
+    ) -> Result<Claim, QueueError> {
+        let rows = sqlx::query("-- queue.claim\nSELECT * FROM reeve.claim($1, $2, $3, $4, $5, $6)")
+            .bind(&lane.queue)
+            .bind(&lane.region)
+            .bind(i32::try_from(limit).unwrap_or(i32::MAX))
+            .bind(worker)
+            .bind(cursor)
+            .bind(lease.as_secs_f64())
+            .fetch_all(&self.pool)
+            .await?;
+        let mut claim = Claim { jobs: Vec::with_capacity(rows.len()), cursor: String::new() };
+        for row in &rows {
+            if row.try_get::<Option<JobId>, _>(0)?.is_some() {
+                claim.jobs.push(claimed(row)?);
+            } else {
+                claim.cursor = row.try_get(1)?;
+            }
+        }
+        Ok(claim)
+    }
+
+    async fn renew(&self, held: &[(JobId, LeaseToken)], lease: Duration) -> Result<Vec<Renewed>, QueueError> {
+        let (ids, tokens): (Vec<_>, Vec<_>) = held.iter().map(|(id, token)| (id.0, token.0)).unzip();
+        let rows = sqlx::query("-- queue.renew\nSELECT id, cancel_reason FROM reeve.renew($1, $2, $3)")
+            .bind(ids)
+            .bind(tokens)
+            .bind(lease.as_secs_f64())
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(|row| Ok(Renewed { job: row.try_get(0)?, cancel_reason: row.try_get(1)? })).collect()
+    }
+
+    async fn settle(&self, batch: &[Settlement]) -> Result<Vec<JobId>, QueueError> {
+        let rows = sqlx::query("-- queue.settle\nSELECT settled FROM reeve.settle($1, $2, $3, $4, $5)")
+            .bind(batch.iter().map(|s| s.job.0).collect::<Vec<_>>())
+            .bind(batch.iter().map(|s| s.token.0).collect::<Vec<_>>())
+            .bind(batch.iter().map(|s| s.outcome).collect::<Vec<_>>())
+            .bind(batch.iter().map(|s| s.delay.as_secs_f64()).collect::<Vec<_>>())
+            .bind(batch.iter().map(|s| s.error.as_deref()).collect::<Vec<_>>())
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
+    async fn wait_for_jobs(&self, lane: &Lane, secs: f64) -> Result<(), QueueError> {
+        sqlx::query("-- queue.wait_for_jobs\nSELECT reeve.wait_for_jobs($1, $2, $3)")
+            .bind(&lane.queue)
+            .bind(&lane.region)
+            .bind(secs)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    async fn stop_waiting(&self, lane: &Lane) -> Result<(), QueueError> {
+        sqlx::query("-- queue.stop_waiting\nSELECT reeve.stop_waiting($1, $2)")
+            .bind(&lane.queue)
+            .bind(&lane.region)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+}

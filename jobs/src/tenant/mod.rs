@@ -1,0 +1,12 @@
+//! Whose job it is, and the one way to that tenant's rows.
+//!
+//! [`TenantContext`] is what a job claims; [`Directory`] knows where that tenant's rows are and whether it lives;
+//! [`Scope`] opens its database, sets the context there, reads it back and asserts it. The database's row-level security
+//! and the scope's own checks are two layers: either alone refuses.
+pub mod context;
+pub mod directory;
+pub mod scope;
+
+pub use context::{InvalidTenantId, TenantContext, TenantId};
+pub use directory::{Directory, DirectoryError, Placement, TenantEntry, TenantState};
+pub use scope::{Rows, Scope, ScopeError, TenantRow};

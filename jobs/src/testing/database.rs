@@ -1,0 +1,137 @@
+//! A fresh, migrated database for each test, copied from a template.
+//!
+//! `REEVE_TEST_ADMIN_URL` names a cluster that tests may fill (`./ops/test` and `reeve-dev test-cluster` set it). The
+//! first test makes the template, others wait for it; each test then gets a copy in some tens of milliseconds. Databases
+//! are dropped by [`TestDatabase::drop_now`], and otherwise go with the throw-away cluster.
+use std::str::FromStr;
+
+use sqlx::{Connection, Executor, PgConnection, PgPool, postgres::PgConnectOptions};
+use uuid::Uuid;
+
+use crate::{program, tenant::TenantId};
+
+/// Roles are shared by the whole cluster; tests log in to them with this password.
+const PASSWORD: &str = "test";
+const ROLES: [&str; 4] = ["reeve_app", "reeve_worker", "reeve_scheduler", "reeve_ops"];
+
+/// See the module's head.
+#[derive(Debug, Clone)]
+pub struct TestDatabase {
+    pub name: String,
+    admin_options: PgConnectOptions,
+    /// As the cluster's superuser: row-level security does not bind it. For arranging and looking only.
+    pub admin: PgPool,
+}
+
+fn cluster() -> PgConnectOptions {
+    let url = std::env::var("REEVE_TEST_ADMIN_URL").unwrap_or_else(|_| {
+        panic!("REEVE_TEST_ADMIN_URL is not set: run `./ops/test`, or `reeve-dev test-cluster -- cargo nextest run`")
+    });
+    PgConnectOptions::from_str(&url).unwrap_or_else(|error| panic!("REEVE_TEST_ADMIN_URL: {error}"))
+}
+
+impl TestDatabase {
+    /// A migrated database of its own.
+    pub async fn new() -> Self {
+        let mut admin = PgConnection::connect_with(&cluster()).await.expect("the test cluster answers");
+        let template = template(&mut admin).await;
+        Self::copy(&mut admin, &template).await
+    }
+
+    /// A database without any of Reeve's schema.
+    pub async fn empty() -> Self {
+        let mut admin = PgConnection::connect_with(&cluster()).await.expect("the test cluster answers");
+        Self::copy(&mut admin, "template1").await
+    }
+
+    async fn copy(admin: &mut PgConnection, template: &str) -> Self {
+        let name = format!("reeve_test_{}", Uuid::now_v7().simple());
+        execute(admin, format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
+        let admin_options = cluster().database(&name);
+        let admin = program::db::pool(admin_options.clone(), 5).await.expect("a copy");
+        Self { name, admin_options, admin }
+    }
+
+    /// Connection options of one of the program roles, or of any other role with the tests' password.
+    pub fn options(&self, role: &str) -> PgConnectOptions {
+        self.admin_options.clone().username(role).password(PASSWORD)
+    }
+
+    /// A pool of a program role, made by the one pool constructor.
+    pub async fn pool(&self, role: &str) -> PgPool {
+        program::db::pool(self.options(role), 10).await.expect("the role may connect")
+    }
+
+    /// The URL of a program role, as it would stand in a configuration.
+    pub fn url(&self, role: &str) -> String {
+        let o = &self.admin_options;
+        match o.get_socket() {
+            Some(dir) => format!(
+                "postgres://{role}:{PASSWORD}@localhost:{}/{}?host={}",
+                o.get_port(),
+                self.name,
+                dir.display().to_string().replace('/', "%2F")
+            ),
+            None => format!("postgres://{role}:{PASSWORD}@{}:{}/{}", o.get_host(), o.get_port(), self.name),
+        }
+    }
+
+    /// The superuser's URL of this database.
+    pub fn admin_url(&self) -> String {
+        let url = std::env::var("REEVE_TEST_ADMIN_URL").unwrap_or_default();
+        let (base, query) = url.split_once('?').map_or((url.as_str(), String::new()), |(b, q)| (b, format!("?{q}")));
+        let base = base.rsplit_once('/').map_or(base, |(b, _)| b);
+        format!("{base}/{}{query}", self.name)
+    }
+
+    /// Registers a tenant and returns its id.
+    pub async fn tenant(&self, id: &str) -> TenantId {
+        sqlx::query("-- testing.tenant\nSELECT reeve.register_tenant($1, 'Tenant ' || $1)")
+            .bind(id)
+            .execute(&self.admin)
+            .await
+            .expect("a tenant");
+        id.parse().expect("a tenant id")
+    }
+
+    /// Drops the database, cutting whoever is still connected.
+    pub async fn drop_now(self) {
+        self.admin.close().await;
+        let mut admin = PgConnection::connect_with(&cluster()).await.expect("the test cluster answers");
+        execute(&mut admin, format!("DROP DATABASE {} WITH (FORCE)", self.name)).await;
+    }
+}
+
+/// The template of this build's schema, made once a cluster. Its name carries the migrations' checksum, so another
+/// build's template is never taken.
+async fn template(admin: &mut PgConnection) -> String {
+    let name = format!("reeve_template_{:016x}", program::migrate::fingerprint());
+    // One maker at a time; the lock goes with the connection.
+    execute(admin, "SELECT pg_advisory_lock(7261)".to_owned()).await;
+    let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
+        .bind(&name)
+        .fetch_one(&mut *admin)
+        .await
+        .expect("pg_database");
+    if !exists {
+        let draft = format!("{name}_draft");
+        execute(admin, format!("DROP DATABASE IF EXISTS {draft}")).await;
+        execute(admin, format!("CREATE DATABASE {draft}")).await;
+        let mut inside = PgConnection::connect_with(&cluster().database(&draft)).await.expect("the draft");
+        program::migrate::run(&mut inside).await.expect("migrations");
+        for role in ROLES {
+            execute(&mut inside, format!("ALTER ROLE {role} PASSWORD '{PASSWORD}'")).await;
+        }
+        inside.close().await.expect("the draft closes");
+        // Renamed only when whole: a crash leaves a draft, never half a template.
+        execute(admin, format!("ALTER DATABASE {draft} RENAME TO {name}")).await;
+    }
+    execute(admin, "SELECT pg_advisory_unlock(7261)".to_owned()).await;
+    name
+}
+
+/// Names here are made by this module from hexadecimal digits and fixed words, so they need no quoting.
+async fn execute(connection: &mut PgConnection, sql: String) {
+    let shown = sql.clone();
+    connection.execute(sqlx::AssertSqlSafe(sql)).await.unwrap_or_else(|error| panic!("{shown}: {error}"));
+}
