@@ -72,6 +72,28 @@ pub async fn enqueue<P: Payload>(tx: &mut PgConnection, payload: &P, how: &Enque
     Ok(JobId(id))
 }
 
+/// Enqueues one job in a transaction of its own, in one round trip: for callers that have nothing else to commit.
+pub async fn enqueue_alone<P: Payload>(
+    pool: &sqlx::PgPool,
+    tenant: &TenantId,
+    payload: &P,
+) -> Result<JobId, EnqueueError> {
+    let kind = P::KIND.name();
+    let payload = serde_json::to_value(payload).map_err(|source| EnqueueError::Payload { kind, source })?;
+    // MATERIALIZED: the context is set before the function that needs it is called.
+    let id = sqlx::query_scalar(
+        "-- client.enqueue_alone
+        WITH context AS MATERIALIZED (SELECT set_config('reeve.tenant_id', $1, true) AS tenant)
+        SELECT reeve.enqueue($2, $3, tenant_id => context.tenant) FROM context",
+    )
+    .bind(tenant.as_str())
+    .bind(kind)
+    .bind(payload)
+    .fetch_one(pool)
+    .await?;
+    Ok(JobId(id))
+}
+
 /// Enqueues many jobs of one kind in one statement. Returns an id for each, in order.
 pub async fn enqueue_many<P: Payload>(tx: &mut PgConnection, payloads: &[P]) -> Result<Vec<JobId>, EnqueueError> {
     let kind = P::KIND.name();

@@ -1,1 +1,241 @@
-fn main() {}
+//! Bench `queue`: what the whole queue does, through the real runtime, with row-level security, fence and fairness on.
+//!
+//! `CMD MODE N CONCURRENCY`, with `DATABASE_URL` (a superuser's, of an empty database) and `REDIS_URL` (unused so far) in
+//! the environment. Modes:
+//!
+//! - `throughput`: a quarter of N, at most 4,000, enqueued one by one, CONCURRENCY at a time, the rest in bulk; then all
+//!   drained by no-op handlers. The drain clock runs from the first handler call until every settlement is stored.
+//! - `latency`: N single enqueues into an idle queue, from just before the call to the handler's first line.
+//! - `noisy`: one tenant floods N jobs of 5 ms; 0.3 s later 20 other tenants send one each.
+use std::{
+    collections::HashMap,
+    io::Write,
+    str::FromStr,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use futures::{StreamExt, stream};
+use reeve_jobs::{
+    TenantContext, TenantId, client,
+    job::{ClaimedJob, JobId, Outcome},
+    kinds::{ProbeFleet, Work},
+    program::{db, migrate},
+    queue::PostgresQueue,
+    tenant::Directory,
+};
+use reeve_worker::runtime::{Fleet, FleetConfig, Handler, fleet::Slots};
+use sqlx::{Connection, PgConnection, PgPool, postgres::PgConnectOptions};
+use tokio_util::sync::CancellationToken;
+
+const TENANTS: usize = 20;
+const BULK: usize = 1_000;
+
+/// Counts and times calls; sleeps as long as the job says.
+#[derive(Clone, Default)]
+struct Probe {
+    calls: Arc<AtomicUsize>,
+    first: Arc<OnceLock<Instant>>,
+    /// Where started jobs are noted, when somebody wants to know.
+    starts: Option<Arc<Mutex<HashMap<JobId, Instant>>>>,
+    goal: usize,
+    reached: CancellationToken,
+}
+
+impl Handler for Probe {
+    async fn handle(&self, job: &ClaimedJob, _: TenantContext, work: Work) -> Outcome {
+        let now = Instant::now();
+        self.first.get_or_init(|| now);
+        if let Some(starts) = &self.starts {
+            starts.lock().expect("no panic under this lock").insert(job.id, now);
+        }
+        if let Work::FleetProbe(ProbeFleet { sleep_ms: 1.., .. }) = &work {
+            let Work::FleetProbe(probe) = work else { unreachable!("matched above") };
+            tokio::time::sleep(Duration::from_millis(probe.sleep_ms)).await;
+        }
+        if self.calls.fetch_add(1, Ordering::Relaxed) + 1 == self.goal {
+            self.reached.cancel();
+        }
+        Outcome::Done
+    }
+}
+
+/// The database, prepared, seen as the app and as the worker.
+struct Bench {
+    app: PgPool,
+    worker: PgPool,
+    tenants: Vec<TenantId>,
+    concurrency: usize,
+}
+
+impl Bench {
+    async fn prepare(concurrency: usize) -> Result<Self> {
+        let url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set")?;
+        let options = PgConnectOptions::from_str(&url).context("DATABASE_URL")?;
+        let mut admin = PgConnection::connect_with(&options).await.context("DATABASE_URL")?;
+        migrate::run(&mut admin).await?;
+        let mut tenants = Vec::new();
+        for i in 0..=TENANTS {
+            let id: String = sqlx::query_scalar("SELECT reeve.register_tenant('tenant-' || $1, 'Tenant ' || $1)")
+                .bind(format!("{i:02}"))
+                .fetch_one(&mut admin)
+                .await?;
+            tenants.push(id.parse()?);
+        }
+        // As the roles that programs log in with: no ownership, no BYPASSRLS.
+        let app = db::pool(options.clone().options([("role", "reeve_app")]), concurrency as u32 + 2).await?;
+        let worker = db::pool(options.options([("role", "reeve_worker")]), 8).await?;
+        Ok(Self { app, worker, tenants, concurrency })
+    }
+
+    fn fleet(&self, probe: &Probe) -> tokio::task::JoinHandle<Result<(), reeve_worker::runtime::fleet::FleetError>> {
+        let fleet = Fleet {
+            config: FleetConfig {
+                name: format!("bench-{}", std::process::id()),
+                region: "default".into(),
+                queues: vec![Slots { queue: "probes".into(), slots: self.concurrency }],
+                lease: Duration::from_secs(30),
+                poll: Duration::from_secs(1),
+                grace: Duration::from_secs(10),
+            },
+            queue: PostgresQueue::new(self.worker.clone()),
+            pool: self.worker.clone(),
+            directory: Directory::new(self.worker.clone()),
+            handler: probe.clone(),
+        };
+        let stop = probe.reached.clone();
+        tokio::spawn(fleet.run(async move { stop.cancelled().await }))
+    }
+
+    async fn bulk(&self, tenant: &TenantId, jobs: usize, sleep_ms: u64) -> Result<()> {
+        let mut left = jobs;
+        while left > 0 {
+            let n = left.min(BULK);
+            let payloads = vec![ProbeFleet { note: None, sleep_ms }; n];
+            #[allow(clippy::disallowed_methods, reason = "the bench stands for a web app")]
+            let mut tx = self.app.begin().await?;
+            client::set_tenant(&mut tx, tenant).await?;
+            client::enqueue_many(&mut tx, &payloads).await?;
+            tx.commit().await?;
+            left -= n;
+        }
+        Ok(())
+    }
+
+    async fn throughput(&self, n: usize) -> Result<String> {
+        let single = (n / 4).min(4_000);
+        let begun = Instant::now();
+        let mut sent = stream::iter(0..single)
+            .map(|i| client_alone(&self.app, &self.tenants[i % TENANTS]))
+            .buffer_unordered(self.concurrency);
+        while let Some(result) = sent.next().await {
+            result?;
+        }
+        let enqueue1 = rate(single, begun.elapsed());
+        let begun = Instant::now();
+        let bulk = n - single;
+        for (i, tenant) in self.tenants[..TENANTS].iter().enumerate() {
+            self.bulk(tenant, bulk / TENANTS + usize::from(i < bulk % TENANTS), 0).await?;
+        }
+        let enqueue = rate(bulk, begun.elapsed());
+        let probe = Probe { goal: n, ..Probe::default() };
+        self.fleet(&probe).await??;
+        let drained = probe.first.get().context("no job ran")?.elapsed();
+        let left: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM reeve.claim('probes', 'default', 1, 'check', '', 1) WHERE id IS NOT NULL",
+        )
+        .fetch_one(&self.worker)
+        .await?;
+        if left != 0 || probe.calls.load(Ordering::Relaxed) != n {
+            bail!("{} handler calls for {n} jobs, {left} left", probe.calls.load(Ordering::Relaxed));
+        }
+        Ok(format!("enqueue1_per_s={enqueue1:.0}\nenqueue_per_s={enqueue:.0}\ndrain_per_s={:.0}\n", rate(n, drained)))
+    }
+
+    async fn latency(&self, n: usize) -> Result<String> {
+        let starts: Arc<Mutex<HashMap<JobId, Instant>>> = Arc::default();
+        let probe = Probe { goal: n, starts: Some(starts.clone()), ..Probe::default() };
+        let fleet = self.fleet(&probe);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut waits = Vec::with_capacity(n);
+        for i in 0..n {
+            let begun = Instant::now();
+            let id = client_alone(&self.app, &self.tenants[i % TENANTS]).await?;
+            let started = wait_for(&starts, id).await?;
+            waits.push(started.duration_since(begun));
+            // Not in step with any polling: 0 to 20 ms, spread by the golden ratio.
+            tokio::time::sleep(Duration::from_micros((i as u64).wrapping_mul(12_361) % 20_000)).await;
+        }
+        fleet.await??;
+        waits.sort_unstable();
+        Ok(format!("p50_ms={:.2}\np99_ms={:.2}\n", at(&waits, 0.5), at(&waits, 0.99)))
+    }
+
+    async fn noisy(&self, n: usize) -> Result<String> {
+        self.bulk(&self.tenants[TENANTS], n, 5).await?;
+        let starts: Arc<Mutex<HashMap<JobId, Instant>>> = Arc::default();
+        let probe = Probe { goal: n + TENANTS, starts: Some(starts.clone()), ..Probe::default() };
+        let fleet = self.fleet(&probe);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut sent = Vec::new();
+        for tenant in &self.tenants[..TENANTS] {
+            let begun = Instant::now();
+            sent.push((begun, client_alone(&self.app, tenant).await?));
+        }
+        let mut waits = Vec::new();
+        for (begun, id) in sent {
+            waits.push(wait_for(&starts, id).await?.duration_since(begun));
+        }
+        probe.reached.cancel();
+        fleet.await??;
+        waits.sort_unstable();
+        Ok(format!("victim_p50_ms={:.2}\nvictim_max_ms={:.2}\n", at(&waits, 0.5), at(&waits, 1.0)))
+    }
+}
+
+async fn client_alone(app: &PgPool, tenant: &TenantId) -> Result<JobId, client::EnqueueError> {
+    client::enqueue_alone(app, tenant, &ProbeFleet::default()).await
+}
+
+async fn wait_for(starts: &Mutex<HashMap<JobId, Instant>>, id: JobId) -> Result<Instant> {
+    let begun = Instant::now();
+    loop {
+        if let Some(started) = starts.lock().expect("no panic under this lock").get(&id) {
+            return Ok(*started);
+        }
+        if begun.elapsed() > Duration::from_secs(120) {
+            bail!("job {id} did not start within two minutes");
+        }
+        tokio::time::sleep(Duration::from_micros(500)).await;
+    }
+}
+
+fn rate(jobs: usize, spent: Duration) -> f64 {
+    jobs as f64 / spent.as_secs_f64()
+}
+
+fn at(sorted: &[Duration], share: f64) -> f64 {
+    let last = sorted.len().saturating_sub(1);
+    sorted.get((last as f64 * share).round() as usize).map_or(f64::NAN, |wait| wait.as_secs_f64() * 1e3)
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    reeve_jobs::program::install_tls_provider();
+    reeve_jobs::program::telemetry::start()?;
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [mode, n, concurrency] = args.as_slice() else { bail!("usage: CMD throughput|latency|noisy N CONCURRENCY") };
+    let (n, concurrency): (usize, usize) = (n.parse().context("N")?, concurrency.parse().context("CONCURRENCY")?);
+    let bench = Bench::prepare(concurrency).await?;
+    let report = match mode.as_str() {
+        "throughput" => bench.throughput(n).await?,
+        "latency" => bench.latency(n).await?,
+        "noisy" => bench.noisy(n).await?,
+        other => bail!("unknown mode {other:?}; modes are throughput, latency, noisy"),
+    };
+    Ok(std::io::stdout().lock().write_all(report.as_bytes())?)
+}

@@ -1,1 +1,2 @@
-//! placeholder
+//! How jobs are done. See `runtime::attempt` first.
+pub mod runtime;

@@ -1,0 +1,227 @@
+//! Our queue behind apalis' `Backend`: hands buffered jobs to the worker, and settles what comes back.
+//!
+//! It never reports an error: apalis would end the worker and drop its running jobs. Faults are dealt with in the tasks
+//! that meet them (see `claimer`, `settler`, `lease`).
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use apalis_core::{
+    backend::{Backend, BackendConfig, finalize::Ephemeral},
+    error::BoxDynError,
+    task::{Task, builder::TaskBuilder},
+    worker::context::WorkerContext,
+};
+use futures::future::BoxFuture;
+use reeve_jobs::{job::Outcome, queue::Queue};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinHandle,
+};
+use tokio_util::sync::PollSemaphore;
+use tower::{Layer, Service};
+
+use super::{
+    attempt::Job,
+    claimer::{BUFFER_MAX, Claimer},
+    outcome::settlement,
+    settler::Settler,
+};
+
+/// Never constructed: see the module's head.
+#[derive(Debug, thiserror::Error)]
+pub enum Never {}
+
+enum Phase<Q> {
+    Fresh(Box<Claimer<Q>>),
+    Running { buffer: mpsc::Receiver<Job>, claimer: JoinHandle<()> },
+    Closing { claimer: JoinHandle<()>, buffer: mpsc::Receiver<Job> },
+    Closed,
+}
+
+/// One lane of the queue.
+pub struct LaneBackend<Q> {
+    phase: Phase<Q>,
+    settler: Settler,
+    stop: tokio_util::sync::CancellationToken,
+}
+
+impl<Q> std::fmt::Debug for LaneBackend<Q> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LaneBackend").finish_non_exhaustive()
+    }
+}
+
+impl<Q: Queue> LaneBackend<Q> {
+    pub fn new(claimer: Claimer<Q>) -> Self {
+        let (settler, stop) = (claimer.settler.clone(), claimer.stop.clone());
+        Self { phase: Phase::Fresh(Box::new(claimer)), settler, stop }
+    }
+
+    fn start(&mut self) {
+        if let Phase::Fresh(_) = &self.phase
+            && let Phase::Fresh(claimer) = std::mem::replace(&mut self.phase, Phase::Closed)
+        {
+            let (jobs, buffer) = mpsc::channel(BUFFER_MAX);
+            let room = Arc::new(Semaphore::new(BUFFER_MAX));
+            self.phase = Phase::Running { buffer, claimer: tokio::spawn(claimer.run(jobs, room)) };
+        }
+    }
+
+    fn give_back(&self, job: &Job) {
+        self.settler.settle(settlement(&job.claimed, job.lease.token, &Outcome::Release, 0.0), None);
+    }
+}
+
+impl<Q: Queue> Backend for LaneBackend<Q> {
+    type Task = Task<Job>;
+    type Error = Never;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Never>> {
+        self.start();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>, _: &WorkerContext) -> Poll<Option<Result<Self::Task, Never>>> {
+        let Phase::Running { buffer, .. } = &mut self.phase else { return Poll::Ready(None) };
+        buffer.poll_recv(cx).map(|job| {
+            job.map(|mut job| {
+                job.leave_buffer();
+                Ok(TaskBuilder::new(job).build())
+            })
+        })
+    }
+
+    /// Nothing runs any more: give back what never started, and let the claimer finish the claim it is in.
+    fn poll_close(&mut self, cx: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Never>> {
+        self.stop.cancel();
+        loop {
+            match std::mem::replace(&mut self.phase, Phase::Closed) {
+                Phase::Running { mut buffer, claimer } => {
+                    buffer.close();
+                    self.phase = Phase::Closing { claimer, buffer };
+                }
+                Phase::Closing { mut claimer, mut buffer } => {
+                    while let Ok(job) = buffer.try_recv() {
+                        self.give_back(&job);
+                    }
+                    if Pin::new(&mut claimer).poll(cx).is_pending() {
+                        self.phase = Phase::Closing { claimer, buffer };
+                        return Poll::Pending;
+                    }
+                    while let Ok(job) = buffer.try_recv() {
+                        self.give_back(&job);
+                    }
+                }
+                Phase::Fresh(_) | Phase::Closed => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+/// Dropped without a close (the worker's future panicked): free what never started, without waiting for leases.
+impl<Q> Drop for LaneBackend<Q> {
+    fn drop(&mut self) {
+        if let Phase::Running { buffer, .. } | Phase::Closing { buffer, .. } = &mut self.phase {
+            self.stop.cancel();
+            buffer.close();
+            while let Ok(job) = buffer.try_recv() {
+                self.settler.settle(settlement(&job.claimed, job.lease.token, &Outcome::Release, 0.0), None);
+            }
+        }
+    }
+}
+
+impl<Q: Queue> BackendConfig for LaneBackend<Q> {
+    type Args = Job;
+    type Id = uuid::Uuid;
+    /// Tasks pass as they are: no codec of apalis' own.
+    type Kind = Ephemeral;
+    type Config = ();
+    type Layer = SettleLayer;
+
+    fn config(&self) -> &() {
+        &()
+    }
+
+    /// apalis puts this outside all other layers, so it sees one outcome a job.
+    fn middleware(&mut self, _: &mut WorkerContext) -> SettleLayer {
+        SettleLayer { settler: self.settler.clone() }
+    }
+}
+
+/// Sends each outcome to the settler, without keeping the job's slot until it is stored.
+#[derive(Debug, Clone)]
+pub struct SettleLayer {
+    settler: Settler,
+}
+
+impl<S> Layer<S> for SettleLayer {
+    type Service = SettleService<S>;
+    fn layer(&self, inner: S) -> Self::Service {
+        let permits = PollSemaphore::new(self.settler.permits.clone());
+        SettleService { inner, settler: self.settler.clone(), permits, permit: None }
+    }
+}
+
+#[derive(Debug)]
+pub struct SettleService<S> {
+    inner: S,
+    settler: Settler,
+    permits: PollSemaphore,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Settles whatever happens: a job whose future is dropped half-way is given back.
+struct Unsettled {
+    job: Job,
+    settler: Settler,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Unsettled {
+    fn settle(&mut self, outcome: &Outcome) {
+        let settlement = settlement(&self.job.claimed, self.job.lease.token, outcome, rand::random());
+        self.settler.settle(settlement, self.permit.take());
+    }
+}
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        if self.permit.is_some() {
+            self.settle(&Outcome::Release);
+        }
+    }
+}
+
+impl<S> Service<Task<Job>> for SettleService<S>
+where
+    S: Service<Task<Job>, Response = Outcome>,
+    S::Error: Into<BoxDynError>,
+    S::Future: Send + 'static,
+{
+    type Response = ();
+    type Error = BoxDynError;
+    type Future = BoxFuture<'static, Result<(), BoxDynError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxDynError>> {
+        if self.permit.is_none() {
+            // The semaphore is never closed; were it, no further job would start, which is the safe side.
+            self.permit = ready!(self.permits.poll_acquire(cx));
+        }
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, task: Task<Job>) -> Self::Future {
+        let mut unsettled =
+            Unsettled { job: task.args.clone(), settler: self.settler.clone(), permit: self.permit.take() };
+        let run = self.inner.call(task);
+        Box::pin(async move {
+            let outcome = run.await.unwrap_or_else(|error| Outcome::retry(error.into().to_string()));
+            unsettled.settle(&outcome);
+            Ok(())
+        })
+    }
+}
