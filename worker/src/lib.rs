@@ -1,2 +1,9 @@
-//! How jobs are done. See `runtime::attempt` first.
+//! How jobs are done. Read `runtime::attempt` first: one attempt, from claim to settle.
+//!
+//! `runtime` is the machinery (claims, leases, layers, settlement) and knows no duty; `duties` do the jobs; `clients` are
+//! the only doors to the outside; `environment` is what a duty may touch.
+pub mod clients;
+pub mod config;
+pub mod duties;
+pub mod environment;
 pub mod runtime;

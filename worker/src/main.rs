@@ -1,1 +1,158 @@
-fn main() {}
+//! `reeve-worker`: runs the fleet's share of one process, and registers webhook endpoints (which takes the root key, and
+//! so cannot be the console's work).
+use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use reeve_jobs::{
+    TenantContext, TenantId,
+    clock::SystemClock,
+    program::{config, db, install_tls_provider, migrate, shutdown, telemetry},
+    queue::PostgresQueue,
+    seal::RootKey,
+    tenant::{Directory, Scope},
+};
+use reeve_worker::{
+    clients::http::WebhookClient,
+    config::Config,
+    duties::{
+        Duties,
+        webhooks::{
+            endpoints::{self, NewEndpoint},
+            sign::SigningSecret,
+        },
+    },
+    environment::Environment,
+    runtime::Fleet,
+};
+use sqlx::PgPool;
+
+#[derive(Debug, Parser)]
+#[command(version, about = "Does jobs: claims them, opens their tenant's scope, runs and settles them")]
+struct Cli {
+    /// The configuration file; values in the environment (REEVE_WORKER__…) come before it.
+    #[arg(long, env = "REEVE_CONFIG", global = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run until told to stop (the default).
+    Run,
+    /// A tenant's webhook endpoints.
+    #[command(subcommand)]
+    Endpoint(EndpointCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum EndpointCommand {
+    /// Register an endpoint. Prints its id and its secret as JSON: the only time that the secret is shown.
+    Add {
+        #[arg(long)]
+        tenant: TenantId,
+        #[arg(long)]
+        url: String,
+        /// Deliver only these types; all when left out.
+        #[arg(long = "event-type")]
+        event_types: Vec<String>,
+        /// Take this secret (whsec_…) from the environment variable REEVE_ENDPOINT_SECRET and do not make one.
+        #[arg(long)]
+        secret_from_env: bool,
+    },
+    /// Replace an endpoint's secret. The old one signs beside the new for the overlap.
+    RotateSecret {
+        #[arg(long)]
+        tenant: TenantId,
+        #[arg(long)]
+        id: uuid::Uuid,
+        #[arg(long, default_value_t = 24)]
+        overlap_hours: u16,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    install_tls_provider();
+    quiet_panics();
+    match run(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "reeve-worker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A panic's message may hold a tenant's data; its place does not.
+fn quiet_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(|| "unknown place".to_owned(), ToString::to_string);
+        tracing::error!(place, "panic");
+    }));
+}
+
+async fn run(cli: Cli) -> Result<()> {
+    telemetry::start()?;
+    let config: Config = config::load("worker", cli.config.as_deref())?;
+    config.check()?;
+    let pool = db::connect("worker.database_url", &config.database_url, "reeve-worker", config.connections_max).await?;
+    migrate::check(&pool).await?;
+    let environment = environment(&config, &pool)?;
+    match cli.command.unwrap_or(Command::Run) {
+        Command::Run => {
+            let fleet = config.fleet();
+            tracing::info!(worker = fleet.name, region = &*fleet.region, queues = fleet.queues.len(), "worker started");
+            let queue = PostgresQueue::new(pool.clone());
+            let directory = environment.directory.clone();
+            let fleet = Fleet { config: fleet, queue, pool, directory, handler: Duties { environment } };
+            fleet.run(shutdown::signal()).await?;
+            tracing::info!("worker stopped; all settled or given back");
+            Ok(())
+        }
+        Command::Endpoint(command) => endpoint(&config, &environment, command).await,
+    }
+}
+
+fn environment(config: &Config, pool: &PgPool) -> Result<Environment> {
+    Ok(Environment {
+        directory: Directory::new(pool.clone()),
+        root_key: RootKey::from_base64(config.root_key.reveal())?,
+        webhooks: WebhookClient::new(config.http_policy())?,
+        url_policy: Arc::new(config.url_policy()),
+        webhook_keep_days: config.webhooks.keep_days,
+        clock: Arc::new(SystemClock),
+    })
+}
+
+async fn endpoint(config: &Config, env: &Environment, command: EndpointCommand) -> Result<()> {
+    let actor = format!("cli:{}", std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned()));
+    let made = SigningSecret::generate(&mut rand::rng());
+    let answer = match command {
+        EndpointCommand::Add { tenant, url, event_types, secret_from_env } => {
+            let secret = if secret_from_env { given_secret()? } else { made };
+            let mut scope = open(config, env, tenant).await?;
+            let new = NewEndpoint { url: &url, event_types: &event_types, secret: &secret };
+            let id = endpoints::register(&mut scope, &env.root_key, &env.url_policy, &new, &actor).await?;
+            scope.commit().await?;
+            serde_json::json!({"id": id, "version": 1, "secret": secret.reveal().as_str()})
+        }
+        EndpointCommand::RotateSecret { tenant, id, overlap_hours } => {
+            let mut scope = open(config, env, tenant).await?;
+            let version = endpoints::rotate(&mut scope, &env.root_key, id, &made, overlap_hours, &actor).await?;
+            scope.commit().await?;
+            serde_json::json!({"id": id, "version": version, "secret": made.reveal().as_str()})
+        }
+    };
+    Ok(writeln!(std::io::stdout().lock(), "{answer}")?)
+}
+
+fn given_secret() -> Result<SigningSecret> {
+    let Ok(text) = std::env::var("REEVE_ENDPOINT_SECRET") else { bail!("REEVE_ENDPOINT_SECRET is not set") };
+    SigningSecret::parse(&text).context("REEVE_ENDPOINT_SECRET")
+}
+
+async fn open(config: &Config, env: &Environment, tenant: TenantId) -> Result<Scope> {
+    Ok(Scope::open(&env.directory, &TenantContext::new(tenant, config.region.as_str())).await?)
+}

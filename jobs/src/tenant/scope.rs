@@ -15,7 +15,7 @@ use sqlx::{
 };
 
 use super::{Directory, DirectoryError, TenantContext, TenantId, TenantState};
-use crate::audit;
+use crate::{audit, job::Outcome};
 
 /// A row that knows whose it is. Every statement for it must select the tenant column.
 pub trait TenantRow: for<'r> FromRow<'r, PgRow> + Send + Unpin {
@@ -164,6 +164,17 @@ impl Scope {
         } else {
             // The other tenant's id is not repeated: this text ends in the job's history, which its tenant may read.
             Err(ScopeError::Mismatch(format!("a row of another tenant came out of the scope of \"{}\"", self.tenant)))
+        }
+    }
+}
+
+impl ScopeError {
+    /// What a job ends with when it cannot go on for this reason.
+    pub fn into_outcome(self) -> Outcome {
+        match self {
+            Self::Mismatch(why) => Outcome::Quarantine { why },
+            closed @ Self::Closed(_) => Outcome::cancel(closed.to_string()),
+            other => Outcome::retry(other.to_string()),
         }
     }
 }

@@ -1,1 +1,31 @@
-//! The duties.
+//! The duties, and which of them does which kind of job. The match has no wildcard: a kind without a handler does not
+//! compile.
+pub mod probe;
+pub mod webhooks;
+
+use reeve_jobs::{
+    TenantContext,
+    job::{ClaimedJob, Outcome},
+    kinds::Work,
+    tenant::ScopeError,
+};
+
+use crate::{environment::Environment, runtime::Handler};
+
+/// Does jobs for real.
+#[derive(Debug, Clone)]
+pub struct Duties {
+    pub environment: Environment,
+}
+
+impl Handler for Duties {
+    async fn handle(&self, job: &ClaimedJob, context: TenantContext, work: Work) -> Outcome {
+        let env = &self.environment;
+        match work {
+            Work::WebhookDeliver(payload) => webhooks::deliver::run(env, job, &context, &payload).await,
+            Work::WebhookPrune(_) => webhooks::prune::run(env, &context).await,
+            Work::FleetProbe(payload) => probe::run(env, &context, &payload).await,
+        }
+        .unwrap_or_else(ScopeError::into_outcome)
+    }
+}

@@ -1,0 +1,167 @@
+//! The worker's section of the configuration: `[worker]`.
+use std::{collections::BTreeMap, time::Duration};
+
+use reeve_jobs::{kinds::Kind, program::config::ConfigError, redact::Redacted, seal::RootKey};
+use serde::Deserialize;
+
+use crate::{
+    clients::{
+        address::AddressPolicy,
+        http::{HttpPolicy, UrlPolicy},
+    },
+    runtime::{FleetConfig, fleet::Slots},
+};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Of role `reeve_worker`.
+    pub database_url: Redacted<String>,
+    /// 32 bytes in base64; seals webhook secrets.
+    pub root_key: Redacted<String>,
+    /// Unique among running workers; made from host and process when left out.
+    pub name: Option<String>,
+    #[serde(default = "default_region")]
+    pub region: String,
+    /// Jobs of each queue that run at one time. A queue that is not named gets [`DEFAULT_SLOTS`]; 0 leaves it alone.
+    #[serde(default)]
+    pub slots: BTreeMap<String, usize>,
+    #[serde(default = "default_lease_secs")]
+    pub lease_secs: u64,
+    #[serde(default = "default_poll_ms")]
+    pub poll_ms: u64,
+    /// How long running jobs may go on after the signal to stop.
+    #[serde(default = "default_grace_secs")]
+    pub grace_secs: u64,
+    #[serde(default = "default_connections")]
+    pub connections_max: u32,
+    #[serde(default)]
+    pub webhooks: Webhooks,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Webhooks {
+    /// Endpoints may be `http:`. For development.
+    pub http_allowed: bool,
+    /// Endpoints may be on this machine. For development.
+    pub loopback_allowed: bool,
+    pub timeout_secs: u64,
+    pub keep_days: u16,
+}
+
+impl Default for Webhooks {
+    fn default() -> Self {
+        Self { http_allowed: false, loopback_allowed: false, timeout_secs: 15, keep_days: 30 }
+    }
+}
+
+/// Slots of a queue that the configuration does not name.
+pub const DEFAULT_SLOTS: usize = 16;
+
+fn default_region() -> String {
+    "default".to_owned()
+}
+fn default_lease_secs() -> u64 {
+    30
+}
+fn default_poll_ms() -> u64 {
+    1_000
+}
+fn default_grace_secs() -> u64 {
+    20
+}
+fn default_connections() -> u32 {
+    16
+}
+
+impl Config {
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |what: String| Err(ConfigError::Wrong { place: "[worker]".to_owned(), what });
+        if let Err(error) = RootKey::from_base64(self.root_key.reveal()) {
+            return wrong(format!("root_key: {error}"));
+        }
+        let queues = Kind::queues();
+        if let Some(queue) = self.slots.keys().find(|queue| !queues.contains(&queue.as_str())) {
+            return wrong(format!("slots.{queue}: no such queue; queues are {}", queues.join(", ")));
+        }
+        if !(4..=3_600).contains(&self.lease_secs) {
+            return wrong(format!("lease_secs: {} is not between 4 and 3600", self.lease_secs));
+        }
+        if !(6..=60).contains(&self.webhooks.timeout_secs) {
+            return wrong(format!("webhooks.timeout_secs: {} is not between 6 and 60", self.webhooks.timeout_secs));
+        }
+        if self.connections_max < 4 {
+            return wrong("connections_max: at least 4, for claiming, renewing, settling and listening".to_owned());
+        }
+        Ok(())
+    }
+
+    pub fn fleet(&self) -> FleetConfig {
+        let slots = |queue: &str| self.slots.get(queue).copied().unwrap_or(DEFAULT_SLOTS);
+        FleetConfig {
+            name: self.name.clone().unwrap_or_else(process_name),
+            region: self.region.as_str().into(),
+            queues: Kind::queues()
+                .into_iter()
+                .map(|queue| Slots { queue: queue.to_owned(), slots: slots(queue) })
+                .filter(|queue| queue.slots > 0)
+                .collect(),
+            lease: Duration::from_secs(self.lease_secs),
+            poll: Duration::from_millis(self.poll_ms),
+            grace: Duration::from_secs(self.grace_secs),
+        }
+    }
+
+    pub fn url_policy(&self) -> UrlPolicy {
+        UrlPolicy { http_allowed: self.webhooks.http_allowed, address: self.address_policy(), ..UrlPolicy::default() }
+    }
+
+    pub fn http_policy(&self) -> HttpPolicy {
+        HttpPolicy {
+            total_timeout: Duration::from_secs(self.webhooks.timeout_secs),
+            address: self.address_policy(),
+            ..HttpPolicy::default()
+        }
+    }
+
+    fn address_policy(&self) -> AddressPolicy {
+        AddressPolicy { loopback_allowed: self.webhooks.loopback_allowed }
+    }
+}
+
+/// Host and process: enough to find it. Fencing never relies on it.
+fn process_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "worker".to_owned());
+    format!("{}-{}", host.trim(), std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(toml_slots: &[(&str, usize)], root_key: &str) -> Config {
+        serde_json::from_value(serde_json::json!({
+            "database_url": "postgres://x", "root_key": root_key,
+            "slots": toml_slots.iter().copied().collect::<BTreeMap<_, _>>(),
+        }))
+        .expect("a configuration")
+    }
+
+    #[test]
+    fn a_queue_that_no_kind_uses_is_refused() {
+        let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+        let said = config(&[("webhook", 3)], key).check().unwrap_err().to_string();
+        assert!(said.contains("slots.webhook") && said.contains("webhooks"), "{said}");
+        let fleet = config(&[("webhooks", 3), ("maintenance", 0)], key).fleet();
+        assert!(fleet.queues.iter().any(|q| q.queue == "webhooks" && q.slots == 3));
+        assert!(fleet.queues.iter().all(|q| q.queue != "maintenance"));
+    }
+
+    #[test]
+    fn a_root_key_of_wrong_form_is_refused_and_not_repeated() {
+        let said = config(&[], "hunter2").check().unwrap_err().to_string();
+        assert!(said.contains("root_key") && !said.contains("hunter2"), "{said}");
+        assert!(!format!("{:?}", config(&[], "hunter2")).contains("hunter2"));
+    }
+}
