@@ -1,0 +1,3 @@
+//! The duties, one module each.
+
+pub mod webhooks;

@@ -1,0 +1,3 @@
+//! What every duty shares.
+
+pub mod backoff;
