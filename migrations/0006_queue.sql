@@ -308,7 +308,7 @@ GRANT EXECUTE ON FUNCTION reeve.renew(uuid[], uuid[], double precision) TO reeve
 -- Settles a batch, each job fenced by its lease token. Returns the ids that were settled: a missing one had lost its
 -- lease, and its outcome is not recorded.
 -- Outcomes: completed, cancelled; retry (after delay_secs, or dead when attempts are used up); snooze (later, uncounted);
--- release (at once, uncounted); dead; quarantine.
+-- release (at once, uncounted); dead; quarantine (audited here, in the same transaction).
 CREATE FUNCTION reeve.settle(ids uuid[], tokens uuid[], outcomes text[], delays double precision[], errors text[])
   RETURNS TABLE (settled uuid) LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
   WITH s AS (
@@ -346,7 +346,11 @@ CREATE FUNCTION reeve.settle(ids uuid[], tokens uuid[], outcomes text[], delays 
     INSERT INTO reeve.job_attempts (tenant_id, job_id, attempt, outcome, worker, started_at, error)
     SELECT k.tenant_id, k.id, k.attempt + CASE k.outcome WHEN 'snooze' THEN 1 ELSE 0 END,
            CASE k.state WHEN 'dead' THEN 'dead' ELSE k.outcome END, k.worker, k.attempted_at, k.error
-    FROM kept k WHERE k.outcome <> 'release')
+    FROM kept k WHERE k.outcome <> 'release'),
+  audited AS (
+    INSERT INTO reeve.audit_log (id, tenant_id, actor, action, target, reason, job_id, attempt)
+    SELECT reeve.new_id(), k.tenant_id, 'worker', 'job.quarantined', 'job:' || k.id, left(k.error, 2000), k.id, k.attempt
+    FROM kept k WHERE k.state = 'quarantined')
   SELECT o.id FROM over o UNION ALL SELECT k.id FROM kept k
 $$;
 GRANT EXECUTE ON FUNCTION reeve.settle(uuid[], uuid[], text[], double precision[], text[]) TO reeve_worker;

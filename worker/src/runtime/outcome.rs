@@ -8,23 +8,18 @@ use reeve_jobs::{
 };
 
 use super::backoff::RetryPolicy;
+use crate::duties::webhooks::schedule::RETRY_POLICY;
 
-/// A receiver may be down for days: with jitter at its midpoint, twelve attempts span some three of them.
-const WEBHOOK: RetryPolicy = checked(RetryPolicy::new(Duration::from_secs(5), 4.0, Duration::from_secs(24 * 3600)));
-const ORDINARY: RetryPolicy = checked(RetryPolicy::new(Duration::from_secs(2), 2.0, Duration::from_secs(600)));
-
-/// Evaluated when this is compiled, so a bad policy does not build.
-const fn checked(policy: Result<RetryPolicy, super::backoff::RetryPolicyInvalid>) -> RetryPolicy {
-    match policy {
-        Ok(policy) => policy,
-        Err(_) => panic!("a built-in retry policy is invalid"),
-    }
-}
+/// Checked when this is compiled, so a bad policy does not build.
+const ORDINARY: RetryPolicy = match RetryPolicy::new(Duration::from_secs(2), 2.0, Duration::from_secs(600)) {
+    Ok(policy) => policy,
+    Err(_) => panic!("the ordinary retry policy is out of its bounds"),
+};
 
 /// How a kind's failures are spaced.
 fn policy(kind: Option<Kind>) -> RetryPolicy {
     match kind {
-        Some(Kind::WebhookDeliver) => WEBHOOK,
+        Some(Kind::WebhookDeliver) => RETRY_POLICY,
         Some(Kind::WebhookPrune | Kind::FleetProbe) | None => ORDINARY,
     }
 }

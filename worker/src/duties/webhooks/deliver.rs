@@ -192,7 +192,9 @@ async fn record(
         scope.execute(disable.bind(delivery.endpoint_id), Rows::Exactly(1)).await?;
         let target = format!("endpoint:{}", delivery.endpoint_id);
         scope
-            .audit(&audit::Entry::new("worker", "endpoint.disabled", &target).because("it answered 410 Gone").by_job(job))
+            .audit(
+                &audit::Entry::new("worker", "endpoint.disabled", &target).because("it answered 410 Gone").by_job(job),
+            )
             .await?;
     }
     scope.commit().await

@@ -60,7 +60,7 @@ pub async fn register(
     .bind(url.as_str().to_owned())
     .bind(endpoint.event_types.to_vec());
     scope.execute(insert, Rows::Exactly(1)).await?;
-    secrets::add(scope, key, id, endpoint.secret, 0, &mut rand::rng()).await?;
+    secrets::add(scope, key, id, endpoint.secret, 0).await?;
     let target = format!("endpoint:{id}");
     scope.audit(&audit::Entry::new(actor, "endpoint.registered", &target)).await?;
     Ok(id)
@@ -78,7 +78,7 @@ pub async fn rotate(
     if overlap_hours > OVERLAP_HOURS_MAX {
         return Err(EndpointError::Overlap(overlap_hours));
     }
-    let version = secrets::add(scope, key, id, secret, i64::from(overlap_hours) * 3_600, &mut rand::rng()).await;
+    let version = secrets::add(scope, key, id, secret, i64::from(overlap_hours) * 3_600).await;
     let version = match version {
         Err(SecretError::Scope(ScopeError::Database(sqlx::Error::RowNotFound))) => {
             return Err(EndpointError::Unknown(id));

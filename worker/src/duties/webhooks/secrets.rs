@@ -1,5 +1,4 @@
 //! Signing secrets: one per endpoint and version, sealed at rest, several in force while one replaces another.
-use rand::Rng;
 use reeve_jobs::{
     seal::{Place, RootKey, SealError},
     tenant::{Rows, Scope, ScopeError, TenantId, TenantRow},
@@ -66,9 +65,16 @@ pub async fn in_force(scope: &mut Scope, key: &RootKey, endpoint: Uuid) -> Resul
         let plain = key
             .open(&place(scope.tenant(), &row_key), &row.sealed)
             .map_err(|source| SecretError::Unreadable { endpoint, version, source })?;
-        let text = std::str::from_utf8(&plain)
-            .map_err(|_| SecretError::Unreadable { endpoint, version, source: SealError::Form("not text") })?;
-        secrets.push(SigningSecret::parse(text).map_err(|source| SecretError::Invalid { endpoint, version, source })?);
+        let text = std::str::from_utf8(&plain).map_err(|_| SecretError::Unreadable {
+            endpoint,
+            version,
+            source: SealError::Form("not text"),
+        })?;
+        secrets.push(SigningSecret::parse(text).map_err(|source| SecretError::Invalid {
+            endpoint,
+            version,
+            source,
+        })?);
     }
     Ok(Some(InForce { secrets, version }))
 }
@@ -80,7 +86,6 @@ pub async fn add(
     endpoint: Uuid,
     secret: &SigningSecret,
     overlap_secs: i64,
-    random: &mut (impl Rng + Send),
 ) -> Result<i32, SecretError> {
     // The endpoint's row is the lock: two rotations at a time would take the same version.
     let version: i32 = scope
@@ -95,7 +100,7 @@ pub async fn add(
         .await?;
     let row_key = row_key(endpoint, version);
     let sealed = key
-        .seal(&place(scope.tenant(), &row_key), secret.reveal().as_bytes(), random)
+        .seal(&place(scope.tenant(), &row_key), secret.reveal().as_bytes(), &mut rand::rng())
         .map_err(|source| SecretError::Unreadable { endpoint, version, source })?;
     let expire = sqlx::query(
         "-- webhook_secrets.expire
