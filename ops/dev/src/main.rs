@@ -1,5 +1,6 @@
 //! `reeve-dev`: the development stack from the command line. Thin: what it does is in the library.
 
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
@@ -64,8 +65,29 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
-    match Arguments::parse().command {
+async fn main() -> ExitCode {
+    run(Arguments::parse().command).await.unwrap_or_else(|error| {
+        // Without a terminal to tell it to, the exit status has to do.
+        let _ = writeln!(std::io::stderr(), "reeve-dev: {}", in_one_line(&error));
+        ExitCode::FAILURE
+    })
+}
+
+/// The error and its causes, less those its own message quotes already. No backtrace: the messages are for users.
+fn in_one_line(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
+        if text.is_empty() {
+            cause
+        } else if text.contains(&cause) {
+            text
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
+}
+
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Up { dir, once, programs_dir } => up(&dir, once, programs_dir).await,
         Command::TestCluster { dir, command } => test_cluster(dir, &command).await,
         Command::Status { dir } => status(&dir),

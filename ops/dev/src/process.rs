@@ -204,6 +204,29 @@ mod tests {
         assert_eq!(other.exited().unwrap(), None);
     }
 
+    /// Names the file in which the process of the next test reports its child, when it is that process.
+    const REPORT: &str = "REEVE_DEV_TEST_REPORT";
+
+    #[tokio::test]
+    #[cfg(target_os = "linux")]
+    async fn a_child_of_a_killed_stack_ends_with_it() {
+        if let Some(report) = std::env::var_os(REPORT) {
+            let daemon = Daemon::spawn(shell("exec sleep 600"), Signal::Kill, Signal::Kill).await.unwrap();
+            crate::files::write_private(report.as_ref(), daemon.pid().unwrap().to_string().as_bytes()).unwrap();
+            std::future::pending::<()>().await;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let report = dir.path().join("pid");
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", "process::tests::a_child_of_a_killed_stack_ends_with_it"]).env(REPORT, &report);
+        let mut stack = again.stdout(std::process::Stdio::null()).spawn().unwrap();
+        assert!(wait_until(Duration::from_secs(30), || report.exists()).await);
+        let child: u32 = std::fs::read_to_string(&report).unwrap().parse().unwrap();
+        assert!(os::command_line(child).is_some());
+        stack.kill().await.unwrap();
+        assert!(wait_until(Duration::from_secs(20), || os::command_line(child).is_none()).await);
+    }
+
     #[test]
     fn a_child_outlives_the_runtime_thread_that_asked_for_it() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -111,9 +111,9 @@ impl Redis {
         }
     }
 
-    /// `redis://` over 127.0.0.1 with the password in it.
+    /// `redis://` over 127.0.0.1 with the password in it. It names the user, since some clients take an empty name literally.
     pub fn url(&self) -> String {
-        format!("redis://:{}@127.0.0.1:{}/0", self.password, self.port)
+        format!("redis://default:{}@127.0.0.1:{}/0", self.password, self.port)
     }
 
     /// The Unix socket.
