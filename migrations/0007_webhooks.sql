@@ -88,12 +88,15 @@ BEGIN
                     USING (tenant_id = (SELECT reeve.tenant())) WITH CHECK (tenant_id = (SELECT reeve.tenant()))', t);
     EXECUTE format('CREATE POLICY tenant_rows ON reeve.%I TO reeve_app, reeve_worker USING (true) WITH CHECK (true)', t);
     EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON reeve.%I TO reeve_worker', t);
-    -- Secrets are the worker's alone.
-    IF t <> 'webhook_secrets' THEN
+    -- Secrets are the worker's alone; of attempts the app sees less, below.
+    IF t NOT IN ('webhook_secrets', 'webhook_attempts') THEN
       EXECUTE format('GRANT SELECT ON reeve.%I TO reeve_app', t);
     END IF;
   END LOOP;
 END $$;
+-- Not result and duration_ms: together they would tell a closed port from a filtered one, and so map our network.
+GRANT SELECT (tenant_id, delivery_id, job_id, attempt, at, status, response_bytes, secret_version)
+  ON reeve.webhook_attempts TO reeve_app;
 
 -- emit() runs as reeve_dispatch in the app's transaction: it reads endpoints and writes events and deliveries.
 CREATE POLICY dispatch ON reeve.webhook_endpoints FOR SELECT TO reeve_dispatch USING (true);

@@ -147,7 +147,7 @@ async fn begin(
         env: stack.env_of(prefix),
     });
     *supervisor = Some(Supervisor::start(&stack.dir, programs.into(), programs_stop)?);
-    tour::run(stack).await?;
+    tour::run(stack, programs_dir).await?;
     Ok(())
 }
 

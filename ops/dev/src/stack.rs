@@ -118,8 +118,12 @@ impl Stack {
             ("REEVE_OPS__DATABASE_URL", role("reeve_ops", &secrets.ops_password)),
             ("REEVE_WORKER__DATABASE_URL", role("reeve_worker", &secrets.worker_password)),
             ("REEVE_WORKER__ROOT_KEY", secrets.root_key.clone()),
+            // The sample's receivers are on this machine, in clear text.
+            ("REEVE_WORKER__WEBHOOKS__HTTP_ALLOWED", "true".to_owned()),
+            ("REEVE_WORKER__WEBHOOKS__LOOPBACK_ALLOWED", "true".to_owned()),
             ("REEVE_SCHEDULER__DATABASE_URL", role("reeve_scheduler", &secrets.scheduler_password)),
             ("REEVE_DEV_APP_DATABASE_URL", role("reeve_app", &secrets.app_password)),
+            ("REEVE_DEV_CRM_DATABASE_URL", role(crate::crm::APP_ROLE, &secrets.app_password)),
             ("REEVE_DEV_REDIS_URL", self.redis.url()),
             ("REEVE_DEV_S3_ENDPOINT", self.s3.endpoint.clone()),
             ("REEVE_DEV_S3_ACCESS_KEY", self.s3.access_key.clone()),
@@ -153,6 +157,19 @@ impl Stack {
             self.postgres.set_password(role, password).await?;
         }
         Ok(())
+    }
+
+    /// Lets the sample app log in. To be called after it was loaded, which makes its role.
+    ///
+    /// # Errors
+    /// [`PostgresError::Sql`] when the role is missing.
+    pub async fn set_sample_password(&self) -> Result<(), StackError> {
+        Ok(self.postgres.set_password(crate::crm::APP_ROLE, &self.secrets.app_password).await?)
+    }
+
+    /// One variable of [`Self::env`]; empty when there is none of that name.
+    pub fn variable(&self, name: &str) -> String {
+        self.env().into_iter().find(|(n, _)| n == name).map(|(_, value)| value).unwrap_or_default()
     }
 
     /// Waits until PostgreSQL or Redis ends although nobody stopped it, and says which and how.
