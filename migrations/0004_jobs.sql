@@ -1,4 +1,4 @@
--- The queue's tables. All functions on them are in 0005_queue.sql.
+-- The queue's tables. All functions on them are in 0006_queue.sql.
 --
 -- reeve.jobs holds what still needs something: live jobs, and dead or quarantined ones, which wait for an operator.
 -- Whatever is over moves to reeve.job_history, in day partitions that retention drops whole.
@@ -81,6 +81,8 @@ CREATE INDEX job_history_tenant ON reeve.job_history (tenant_id, id);
 
 -- Where rows go when the day's partition is not there yet: settling must never fail for want of upkeep.
 CREATE TABLE reeve.job_history_default PARTITION OF reeve.job_history DEFAULT;
+-- Found by time there alone: for its own retention, and to see whether a day may still get a partition.
+CREATE INDEX job_history_default_finished ON reeve.job_history_default (finished_at);
 
 -- A worker with nothing to do says so here; only then does an enqueue NOTIFY. A busy fleet polls anyway, and a NOTIFY
 -- takes a lock of the whole database at commit.

@@ -2,7 +2,7 @@
 -- reeve_dispatch, which row-level security lets see the queue's tables and nothing else.
 --   app        enqueue, enqueue_many
 --   worker     claim, wait_for_jobs, stop_waiting, renew, settle
---   scheduler  promote, rescue, prune
+--   scheduler  promote, rescue, prune, prune_stray_history
 --   ops        ops_enqueue, retry_job, cancel_job
 SET LOCAL ROLE reeve_dispatch;
 
@@ -376,7 +376,7 @@ GRANT EXECUTE ON FUNCTION reeve.promote(integer) TO reeve_scheduler;
 
 -- Takes back jobs whose lease ran out. Three such ends without a settlement: quarantine, with the workers' names as
 -- evidence, so that a job that kills its worker does not kill the fleet. Otherwise available again, or dead when its
--- attempts are used up.
+-- attempts are used up. A job that was to be cancelled is: its worker took the order with it, and nobody else has it.
 CREATE FUNCTION reeve.rescue(n integer)
   RETURNS TABLE (id uuid, tenant_id text, kind text, state text, worker text) LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = pg_catalog, pg_temp AS $$
@@ -393,6 +393,16 @@ BEGIN
     INSERT INTO reeve.job_attempts (tenant_id, job_id, attempt, outcome, worker, started_at, error)
     VALUES (lost.tenant_id, lost.id, lost.attempt, 'lease_expired', lost.worker, lost.attempted_at,
             format('lease expired at %s without a settlement', lost.lease_expires_at));
+    IF lost.cancel_reason IS NOT NULL THEN
+      DELETE FROM reeve.jobs j WHERE j.id = lost.id;
+      INSERT INTO reeve.job_history (id, tenant_id, kind, queue, region, state, priority, attempt, attempts_max, rescues,
+                                     run_at, created_at, attempted_at, worker, unique_key, traceparent, payload, last_error)
+      VALUES (lost.id, lost.tenant_id, lost.kind, lost.queue, lost.region, 'cancelled', lost.priority, lost.attempt,
+              lost.attempts_max, lost.rescues + 1, lost.run_at, lost.created_at, lost.attempted_at, lost.worker,
+              lost.unique_key, lost.traceparent, lost.payload, lost.cancel_reason);
+      RETURN QUERY SELECT lost.id, lost.tenant_id, lost.kind, 'cancelled', lost.worker;
+      CONTINUE;
+    END IF;
     next_state := CASE WHEN lost.rescues + 1 >= 3 THEN 'quarantined'
                        WHEN lost.attempt >= lost.attempts_max THEN 'dead' ELSE 'available' END;
     evidence := format('lease expired %s times without a settlement; workers: %s', lost.rescues + 1,
@@ -436,6 +446,22 @@ CREATE FUNCTION reeve.prune(parked_days integer, attempt_days integer, n integer
   SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM old)
 $$;
 GRANT EXECUTE ON FUNCTION reeve.prune(integer, integer, integer) TO reeve_scheduler;
+
+-- Retention for history that fell into the default partition: days are dropped whole, and that one never is. Deletes
+-- at most n rows, past their time by the same rule as a day's partition, and returns how many.
+CREATE FUNCTION reeve.prune_stray_history(keep_days integer, n integer) RETURNS bigint LANGUAGE sql SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+  WITH gone AS (
+    DELETE FROM reeve.job_history h
+    WHERE h.tableoid = 'reeve.job_history_default'::regclass AND h.ctid = ANY (ARRAY(
+      SELECT x.ctid FROM reeve.job_history x
+      WHERE x.tableoid = 'reeve.job_history_default'::regclass
+        AND x.finished_at < ((now() AT TIME ZONE 'UTC')::date - keep_days)::timestamp AT TIME ZONE 'UTC'
+      LIMIT n))
+    RETURNING 1)
+  SELECT count(*) FROM gone
+$$;
+GRANT EXECUTE ON FUNCTION reeve.prune_stray_history(integer, integer) TO reeve_scheduler;
 
 -- What operators do to one job. Each is audited in the same transaction, with who and why.
 CREATE FUNCTION reeve.ops_enqueue(tenant text, kind text, payload jsonb, actor text, reason text) RETURNS uuid

@@ -16,6 +16,19 @@ CREATE TABLE reeve.schedules (
   next_at       timestamptz,
   last_slot_at  timestamptz
 );
+-- Whoever changes when a schedule is due, by whatever statement: the slot computed from the former cadence is void, and
+-- the new cadence starts as if just declared. Otherwise an override would wait for the old slot, perhaps a month.
+CREATE FUNCTION reeve.schedule_recompute() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF (coalesce(NEW.cron_override, NEW.cron), NEW.time_zone) IS DISTINCT FROM
+     (coalesce(OLD.cron_override, OLD.cron), OLD.time_zone) THEN
+    NEW.next_at := NULL;
+  END IF;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER recompute BEFORE UPDATE OF cron, cron_override, time_zone ON reeve.schedules
+  FOR EACH ROW EXECUTE FUNCTION reeve.schedule_recompute();
+
 GRANT SELECT, INSERT, UPDATE ON reeve.schedules TO reeve_dispatch;
 GRANT SELECT ON reeve.schedules TO reeve_ops;
 

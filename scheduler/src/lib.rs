@@ -1,1 +1,30 @@
-//! placeholder
+//! When jobs become due: mechanism only. Nothing here knows what any kind of job is for.
+//!
+//! ```text
+//!   reeve.schedules ──enqueuer──► scheduled ──promoter──► available ◄──rescuer── running, lease expired
+//!                                             parked, old ──pruner──► history ──pruner──► dropped
+//! ```
+//!
+//! Four services, each a loop around a `run_once` that is safe to run many times over and in many schedulers at a time:
+//! the work itself is a function of the database, granted to this role alone, and it is decided on the database's clock.
+//! This program sees no tenant's row. It runs no job, and it sends nothing anywhere.
+//!
+//! | question | module |
+//! | --- | --- |
+//! | when is the next slot of a cron expression, and what of those missed? | [`slots`] |
+//! | which schedules are due, and why is there no leader? | [`enqueuer`] |
+//! | who makes waiting jobs available? | [`promoter`] |
+//! | what becomes of a job whose worker vanished? | [`rescuer`] |
+//! | what is thrown away, and when? | [`pruner`] |
+//! | how do these keep running? | [`service`] |
+//! | what can be set? | [`config`] |
+pub mod config;
+pub mod enqueuer;
+pub mod promoter;
+pub mod pruner;
+pub mod rescuer;
+pub mod service;
+pub mod slots;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+//! Section `[scheduler]` of the configuration.
+use std::{path::Path, time::Duration};
+
+use reeve_jobs::{program, redact::Redacted};
+use serde::Deserialize;
+
+/// The section's name, and so the prefix of its environment variables: `REEVE_SCHEDULER__…`.
+const SECTION: &str = "scheduler";
+
+/// See [`Config::load`]. Fields are public for programs that embed the services; call [`Config::validate`] then.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// PostgreSQL, as role `reeve_scheduler`.
+    pub database_url: Redacted<String>,
+    /// How often due jobs are made available: the delay that a retry or a job with `run_at` may see on top.
+    #[serde(default = "default::tick_ms")]
+    pub tick_ms: i32,
+    /// How often expired leases are looked for.
+    #[serde(default = "default::rescue_secs")]
+    pub rescue_secs: i32,
+    /// How often schedules are looked at.
+    #[serde(default = "default::slots_secs")]
+    pub slots_secs: i32,
+    /// How often old rows are pruned and partitions kept up; also done at start.
+    #[serde(default = "default::upkeep_secs")]
+    pub upkeep_secs: i32,
+    /// Ended jobs are kept this long.
+    #[serde(default = "default::history_keep_days")]
+    pub history_keep_days: i32,
+    /// Partitions are made for so many days to come: how long the scheduler may be down before history falls into the
+    /// default partition.
+    #[serde(default = "default::history_days_ahead")]
+    pub history_days_ahead: i32,
+    /// Dead and quarantined jobs wait this long for an operator before they become history.
+    #[serde(default = "default::parked_keep_days")]
+    pub parked_keep_days: i32,
+    /// Records of attempts that did not finish their job are kept this long.
+    #[serde(default = "default::attempt_keep_days")]
+    pub attempt_keep_days: i32,
+}
+
+/// The user's mistakes.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error(transparent)]
+    Load(#[from] program::config::ConfigError),
+    #[error(
+        "[{SECTION}] {key} = {found} is out of range: it must be {min} to {max}; set it in the file under [{SECTION}] or as {env}"
+    )]
+    OutOfRange { key: &'static str, found: i32, min: i32, max: i32, env: String },
+    #[error(
+        "[{SECTION}] database_url is empty; set it in the file under [{SECTION}] or as REEVE_SCHEDULER__DATABASE_URL"
+    )]
+    NoDatabase,
+}
+
+impl Config {
+    /// Reads the section from `file`, overridden by the environment, and checks it.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let config: Self = program::config::load(SECTION, file)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Refuses values that the services could not work with.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.database_url.reveal().trim().is_empty() {
+            return Err(ConfigError::NoDatabase);
+        }
+        for (key, found, min, max) in [
+            ("tick_ms", self.tick_ms, 10, 60_000),
+            ("rescue_secs", self.rescue_secs, 1, 3600),
+            // Well below `slots::SKIP_GRACE_SECS`, so that a running scheduler is never too late for a slot.
+            ("slots_secs", self.slots_secs, 1, 30),
+            ("upkeep_secs", self.upkeep_secs, 10, 86_400),
+            // The ranges of reeve.history_upkeep.
+            ("history_keep_days", self.history_keep_days, 1, 3650),
+            ("history_days_ahead", self.history_days_ahead, 1, 60),
+            ("parked_keep_days", self.parked_keep_days, 1, 3650),
+            ("attempt_keep_days", self.attempt_keep_days, 1, 3650),
+        ] {
+            if !(min..=max).contains(&found) {
+                let env = format!("REEVE_SCHEDULER__{}", key.to_uppercase());
+                return Err(ConfigError::OutOfRange { key, found, min, max, env });
+            }
+        }
+        Ok(())
+    }
+
+    pub fn tick(&self) -> Duration {
+        Duration::from_millis(u64::from(self.tick_ms.unsigned_abs()))
+    }
+
+    pub fn rescue(&self) -> Duration {
+        secs(self.rescue_secs)
+    }
+
+    pub fn slots(&self) -> Duration {
+        secs(self.slots_secs)
+    }
+
+    pub fn upkeep(&self) -> Duration {
+        secs(self.upkeep_secs)
+    }
+}
+
+fn secs(n: i32) -> Duration {
+    Duration::from_secs(u64::from(n.unsigned_abs()))
+}
+
+mod default {
+    pub fn tick_ms() -> i32 {
+        500
+    }
+    pub fn rescue_secs() -> i32 {
+        5
+    }
+    pub fn slots_secs() -> i32 {
+        1
+    }
+    pub fn upkeep_secs() -> i32 {
+        3600
+    }
+    pub fn history_keep_days() -> i32 {
+        30
+    }
+    pub fn history_days_ahead() -> i32 {
+        3
+    }
+    pub fn parked_keep_days() -> i32 {
+        90
+    }
+    pub fn attempt_keep_days() -> i32 {
+        30
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(toml: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        std::fs::write(file.path(), toml).expect("temporary file");
+        Config::load(Some(file.path()))
+    }
+
+    #[test]
+    fn a_url_is_enough() {
+        let config = read("[scheduler]\ndatabase_url = 'postgres://x'").expect("defaults");
+        assert_eq!((config.tick(), config.rescue()), (Duration::from_millis(500), Duration::from_secs(5)));
+        assert_eq!((config.slots(), config.upkeep()), (Duration::from_secs(1), Duration::from_secs(3600)));
+        let days = (config.history_keep_days, config.history_days_ahead, config.parked_keep_days);
+        assert_eq!((days, config.attempt_keep_days), ((30, 3, 90), 30));
+    }
+
+    #[test]
+    fn a_value_out_of_range_says_key_range_and_place() {
+        for (key, value) in [("tick_ms", 0), ("slots_secs", 61), ("history_keep_days", 0), ("parked_keep_days", -1)] {
+            let said = read(&format!("[scheduler]\ndatabase_url = 'x'\n{key} = {value}")).unwrap_err().to_string();
+            let env = format!("REEVE_SCHEDULER__{}", key.to_uppercase());
+            assert!(said.contains(&format!("{key} = {value}")) && said.contains(&env), "{said}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_or_no_url_is_refused() {
+        let said = read("[scheduler]\ndatabase_url = 'x'\ntick_sec = 1").unwrap_err().to_string();
+        assert!(said.contains("`tick_sec`") && said.contains("tick_ms"), "{said}");
+        let said = read("[scheduler]\ntick_ms = 100").unwrap_err().to_string();
+        assert!(said.contains("REEVE_SCHEDULER__DATABASE_URL"), "{said}");
+        let said = read("[scheduler]\ndatabase_url = ''").unwrap_err().to_string();
+        assert!(said.contains("REEVE_SCHEDULER__DATABASE_URL"), "{said}");
+    }
+
+    #[test]
+    fn the_url_is_not_printed() {
+        let config = read("[scheduler]\ndatabase_url = 'postgres://u:hunter2@h/d'").expect("valid");
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}
