@@ -1,1 +1,17 @@
-//! placeholder
+//! The suites that see Reeve from outside: one test binary, so that there is one link.
+//!
+//! Each test has a database of its own, copied from a template in the cluster that `REEVE_TEST_ADMIN_URL` names
+//! (`./ops/test` starts one). The programs are run as built: `cargo build --workspace --bins` first.
+#![allow(clippy::disallowed_methods, reason = "tests arrange and look from outside, past the rules that they check")]
+
+mod support;
+
+mod architecture;
+mod bad_input;
+mod chaos;
+mod end_to_end;
+mod enqueue;
+mod isolation;
+mod peers;
+mod schema;
+mod tidy;

@@ -1,1 +1,1 @@
-//! placeholder
+//! Nothing here: the suites are in `it/`, the benches in `benches/`.
