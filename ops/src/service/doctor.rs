@@ -338,23 +338,32 @@ const TRANSACTION_SECS_MAX: f64 = 300.0;
 
 /// Claims slow down while an old snapshot keeps dead rows from being cleaned.
 async fn oldest_transaction(connection: &mut PgConnection) -> sqlx::Result<Check> {
-    let oldest: Option<(String, f64)> =
-        sqlx::query_as("-- doctor.oldest_transaction\nSELECT holder, age_secs FROM reeve.oldest_transaction()")
-            .fetch_optional(connection)
-            .await?;
-    Ok(transaction_verdict(oldest))
+    let (holder, secs, unseen, owner): (Option<String>, Option<f64>, i64, String) = sqlx::query_as(
+        "-- doctor.oldest_transaction
+        SELECT o.holder, o.age_secs, o.unseen,
+               (SELECT pg_get_userbyid(p.proowner)::text FROM pg_proc p WHERE p.oid = 'reeve.oldest_transaction'::regproc)
+        FROM reeve.oldest_transaction() o",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(transaction_verdict(holder.zip(secs), unseen, &owner))
 }
 
-fn transaction_verdict(oldest: Option<(String, f64)>) -> Check {
+fn transaction_verdict(oldest: Option<(String, f64)>, unseen: i64, looks_as: &str) -> Check {
     const NAME: &str = "oldest transaction";
     match oldest {
-        None => Check::ok(NAME, "no other is open"),
-        Some((_, secs)) if secs <= TRANSACTION_SECS_MAX => Check::ok(NAME, format!("{secs:.0} s")),
-        Some((holder, secs)) => Check::warn(
+        Some((holder, secs)) if secs > TRANSACTION_SECS_MAX => Check::warn(
             NAME,
             format!("{:.0} min: {holder}", secs / 60.0),
             "end it, or give its role idle_in_transaction_session_timeout: it slows every claim",
         ),
+        _ if unseen > 0 => Check::warn(
+            NAME,
+            format!("cannot tell: sessions hidden from {looks_as}: {unseen}"),
+            format!("GRANT pg_read_all_stats TO {looks_as};"),
+        ),
+        None => Check::ok(NAME, "no other is open"),
+        Some((_, secs)) => Check::ok(NAME, format!("{secs:.0} s")),
     }
 }
 
@@ -375,7 +384,7 @@ async fn stuck(connection: &mut PgConnection) -> sqlx::Result<Vec<Check>> {
         0 => Check::ok(name, "none"),
         n => Check::warn(
             name,
-            format!("{n} jobs"),
+            format!("{n} waiting for an operator"),
             format!("`reeve jobs list --state {state}`; then `reeve jobs retry` or `reeve jobs cancel`"),
         ),
     };

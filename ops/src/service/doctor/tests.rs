@@ -138,8 +138,8 @@ async fn parked_jobs_warn_and_forgotten_leases_fail() {
     let who = Act { actor: "test", reason: "arranging" };
     operate::enqueue(&db.admin, &acme, Kind::FleetProbe, &serde_json::json!({}), who).await.expect("a job");
     for (fault, name, status, found) in [
-        ("UPDATE reeve.jobs SET state = 'dead'", "dead", Status::Warn, "1 jobs"),
-        ("UPDATE reeve.jobs SET state = 'quarantined'", "quarantined", Status::Warn, "1 jobs"),
+        ("UPDATE reeve.jobs SET state = 'dead'", "dead", Status::Warn, "1 waiting"),
+        ("UPDATE reeve.jobs SET state = 'quarantined'", "quarantined", Status::Warn, "1 waiting"),
         (
             "UPDATE reeve.jobs SET state = 'running', lease_token = id, lease_expires_at = now() - interval '121 s'",
             "leases",
@@ -176,13 +176,26 @@ async fn another_roles_open_transaction_is_seen_with_its_holder_but_not_its_quer
     db.drop_now().await;
 }
 
+#[tokio::test]
+async fn sessions_that_cannot_be_seen_are_a_warning_and_no_silence() {
+    let db = TestDatabase::new().await;
+    let app = PgConnection::connect_with(&db.options("reeve_app")).await.expect("the app");
+    // As after a migration by an administrator who is no superuser.
+    let check =
+        after(&db, "ALTER FUNCTION reeve.oldest_transaction() OWNER TO reeve_owner", "oldest transaction").await;
+    assert_eq!(check.status, Status::Warn, "{check:?}");
+    assert_eq!(check.fix.as_deref(), Some("GRANT pg_read_all_stats TO reeve_owner;"));
+    drop(app);
+    db.drop_now().await;
+}
+
 #[test]
 fn a_transaction_of_more_than_five_minutes_is_a_warning() {
-    let held = |secs| transaction_verdict(Some(("pid 7".to_owned(), secs)));
+    let held = |secs| transaction_verdict(Some(("pid 7".to_owned(), secs)), 0, "admin");
     assert_eq!(held(300.0).status, Status::Ok);
     let old = held(660.0);
     assert_eq!((old.status, old.found.as_str()), (Status::Warn, "11 min: pid 7"));
-    assert_eq!(transaction_verdict(None).status, Status::Ok);
+    assert_eq!(transaction_verdict(None, 0, "admin").status, Status::Ok);
 }
 
 #[test]
