@@ -29,6 +29,8 @@ pub const VERSION: i64 = FILES[FILES.len() - 1].0;
 pub enum MigrateError {
     #[error("the database has no Reeve schema yet; run `reeve migrate`")]
     Absent,
+    #[error("the database's Reeve schema is half made: its migration stopped early; run `reeve migrate`")]
+    Unfinished,
     #[error("the database is at migration {found}, this program needs {needed}; run `reeve migrate`")]
     Behind { found: i64, needed: i64 },
     #[error("the database is at migration {found}, this program knows only {known}; update the program")]
@@ -124,11 +126,14 @@ async fn found(connection: &mut PgConnection) -> sqlx::Result<Option<i64>> {
 
 /// Refuses a database that is not at this build's version. Any of the program roles may ask.
 pub async fn check(pool: &PgPool) -> Result<(), MigrateError> {
-    let has: bool = sqlx::query_scalar("-- migrate.has_version\nSELECT to_regproc('reeve.schema_version') IS NOT NULL")
-        .fetch_one(pool)
-        .await?;
-    if !has {
-        return Err(MigrateError::Absent);
+    let (schema, version): (bool, bool) = sqlx::query_as(
+        "-- migrate.has_version
+        SELECT to_regnamespace('reeve') IS NOT NULL, to_regproc('reeve.schema_version') IS NOT NULL",
+    )
+    .fetch_one(pool)
+    .await?;
+    if !version {
+        return Err(if schema { MigrateError::Unfinished } else { MigrateError::Absent });
     }
     let found: i64 =
         sqlx::query_scalar("-- migrate.schema_version\nSELECT reeve.schema_version()").fetch_one(pool).await?;
