@@ -86,3 +86,43 @@ async fn an_endpoint_on_a_private_address_or_with_a_bad_secret_is_refused() {
     assert_eq!(town.count("SELECT count(*) FROM reeve.webhook_endpoints").await, 0);
     assert_eq!(town.count("SELECT count(*) FROM reeve.webhook_secrets").await, 0);
 }
+
+/// The sample is a test: as it stands, and with every commented default taken in.
+#[tokio::test]
+async fn the_example_configuration_is_read_by_each_program() {
+    let sample = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/reeve.example.toml");
+    let text = std::fs::read_to_string(&sample).expect("the sample");
+    let full: String = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest)
+                if rest
+                    .split_once(" = ")
+                    .is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c == '_')) =>
+            {
+                rest
+            }
+            _ => line,
+        })
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    assert_ne!(full, text);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), full).expect("written");
+    for path in [sample.as_path(), file.path()] {
+        let worker: reeve_worker::config::Config =
+            reeve_jobs::program::config::load("worker", Some(path)).expect("[worker]");
+        worker.check().expect("[worker]");
+        reeve_scheduler::config::Config::load(Some(path)).expect("[scheduler]");
+        let reeve = tokio::process::Command::new(program("reeve"))
+            .args(["doctor", "--config"])
+            .arg(path)
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .expect("it runs");
+        // Read, understood, and refused only because no such server is there.
+        let said = String::from_utf8_lossy(&reeve.stderr).into_owned();
+        assert!(reeve.status.code() == Some(3) && said.contains("cannot connect"), "{said}");
+    }
+}

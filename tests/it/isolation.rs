@@ -1,6 +1,6 @@
 //! Isolation, twice: with the program's checks gone the database refuses; with the database's policies gone the program
 //! refuses. And the ways in between: a job that names another tenant's row, a connection that comes back dirty.
-use std::time::Duration;
+use std::task::Poll;
 
 use reeve_jobs::{
     TenantContext, TenantId, client,
@@ -193,28 +193,58 @@ async fn a_tenant_of_another_region_or_closed_gets_no_scope() {
     assert!(matches!(refused, Err(ScopeError::Closed(_))), "{refused:?}");
 }
 
-/// A future that is dropped while its scope opens or works, at every point it can be dropped at, leaves nothing behind
-/// for whoever takes the connection next. One connection, so that the next user gets that very one.
+/// Polls `work` until its n-th wait, and drops it there. Returns whether it came to its end before.
+async fn dropped_at_wait<T>(n: usize, work: impl Future<Output = T>) -> bool {
+    let mut work = std::pin::pin!(work);
+    let mut waits = 0;
+    std::future::poll_fn(|cx| {
+        if work.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(true);
+        }
+        waits += 1;
+        if waits == n { Poll::Ready(false) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// A future that is dropped while its scope opens or works, at every point where it can be, leaves nothing behind for
+/// whoever takes the connection next: no context, no row, and no open transaction. One connection, so that the next user
+/// gets that very one.
 #[tokio::test]
 async fn a_cancelled_scope_leaves_no_context_behind() {
     let (town, ..) = furnished().await;
     let pool = reeve_jobs::program::db::pool(town.db.options("reeve_worker"), 1).await.expect("a pool");
     let directory = reeve_jobs::tenant::Directory::new(pool.clone());
     let context = town.context(&town.a);
-    // Long enough for the whole of it to run through in the last rounds.
-    for micros in (0..12_000_u64).step_by(60) {
-        let work = async {
-            let mut scope = Scope::open(&directory, &context).await?;
-            scope.fetch_all::<Endpoint>(sqlx::query_as(ALL_ENDPOINTS)).await?;
-            scope.commit().await
-        };
-        let _ = tokio::time::timeout(Duration::from_micros(micros), work).await;
-        let (seen, context): (i64, Option<String>) = sqlx::query_as(
-            "SELECT (SELECT count(*) FROM reeve.webhook_endpoints), nullif(current_setting('reeve.tenant_id', true), '')",
-        )
-        .fetch_one(&pool)
-        .await
-        .expect("the next user's query works");
-        assert_eq!((seen, context), (0, None), "after a cancellation at {micros} µs");
+    for _ in 0..20 {
+        for n in 1.. {
+            let ended = dropped_at_wait(n, async {
+                let mut scope = Scope::open(&directory, &context).await?;
+                scope.fetch_all::<Endpoint>(sqlx::query_as(ALL_ENDPOINTS)).await?;
+                scope.commit().await
+            })
+            .await;
+            let mut next = pool.acquire().await.expect("a connection");
+            let (seen, context): (i64, Option<String>) = sqlx::query_as(
+                "SELECT (SELECT count(*) FROM reeve.webhook_endpoints),
+                        nullif(current_setting('reeve.tenant_id', true), '')",
+            )
+            .fetch_one(&mut *next)
+            .await
+            .expect("the next user's query works");
+            assert_eq!((seen, context), (0, None), "dropped at wait {n}");
+            let mut transactions = Vec::new();
+            for _ in 0..2 {
+                let id: String = sqlx::query_scalar("SELECT pg_current_xact_id()::text")
+                    .fetch_one(&mut *next)
+                    .await
+                    .expect("the next user's query works");
+                transactions.push(id);
+            }
+            assert_ne!(transactions[0], transactions[1], "handed on inside a transaction; dropped at wait {n}");
+            if ended {
+                break;
+            }
+        }
     }
 }
