@@ -12,16 +12,17 @@
 DO $$
 DECLARE
   role_name text;
+  login text;
 BEGIN
-  FOREACH role_name IN ARRAY ARRAY['reeve_owner', 'reeve_dispatch'] LOOP
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role_name) THEN
-      EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE', role_name);
-    END IF;
-  END LOOP;
-  FOREACH role_name IN ARRAY ARRAY['reeve_app', 'reeve_worker', 'reeve_scheduler', 'reeve_ops'] LOOP
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role_name) THEN
-      EXECUTE format('CREATE ROLE %I LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE', role_name);
-    END IF;
+  FOREACH role_name IN ARRAY ARRAY['reeve_owner', 'reeve_dispatch', 'reeve_app', 'reeve_worker', 'reeve_scheduler',
+                                   'reeve_ops'] LOOP
+    CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = role_name);
+    login := CASE WHEN role_name IN ('reeve_owner', 'reeve_dispatch') THEN 'NOLOGIN' ELSE 'LOGIN' END;
+    BEGIN
+      EXECUTE format('CREATE ROLE %I %s NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE', role_name, login);
+    EXCEPTION WHEN duplicate_object OR unique_violation THEN
+      NULL; -- another database of the cluster is being migrated at this moment
+    END;
   END LOOP;
   IF NOT pg_has_role(current_user, 'reeve_owner', 'MEMBER') THEN
     EXECUTE format('GRANT reeve_owner TO %I', current_user);
@@ -39,3 +40,11 @@ GRANT USAGE, CREATE ON SCHEMA reeve TO reeve_dispatch;
 -- PostgreSQL lets everybody execute a new function. Here a function is closed until it is granted by name.
 ALTER DEFAULT PRIVILEGES FOR ROLE reeve_owner REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 ALTER DEFAULT PRIVILEGES FOR ROLE reeve_dispatch REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+
+-- What a program asks at start: does this database have the schema I was built for? Made first, so that a database on
+-- any earlier version can answer. Owned by whoever migrates, since the bookkeeping table is theirs.
+CREATE FUNCTION reeve.schema_version() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp
+  AS $$ SELECT max(version) FROM public._reeve_migrations WHERE success $$;
+REVOKE EXECUTE ON FUNCTION reeve.schema_version() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION reeve.schema_version() TO reeve_app, reeve_worker, reeve_scheduler, reeve_ops;

@@ -316,7 +316,7 @@ CREATE FUNCTION reeve.settle(ids uuid[], tokens uuid[], outcomes text[], delays 
   over AS (
     DELETE FROM reeve.jobs j USING s
     WHERE j.id = s.id AND j.lease_token = s.token
-      AND (s.outcome IN ('completed', 'cancelled') OR (j.cancel_reason IS NOT NULL AND s.outcome IN ('retry', 'snooze')))
+      AND (s.outcome IN ('completed', 'cancelled') OR (j.cancel_reason IS NOT NULL AND s.outcome IN ('retry', 'snooze', 'release')))
     RETURNING j.id, j.tenant_id, j.kind, j.queue, j.region, j.priority, j.attempt, j.attempts_max, j.rescues, j.run_at,
               j.created_at, j.attempted_at, j.worker, j.unique_key, j.traceparent, j.payload,
               CASE s.outcome WHEN 'completed' THEN 'completed' ELSE 'cancelled' END AS state,
@@ -340,7 +340,7 @@ CREATE FUNCTION reeve.settle(ids uuid[], tokens uuid[], outcomes text[], delays 
         last_error = coalesce(s.error, j.last_error)
     FROM s
     WHERE j.id = s.id AND j.lease_token = s.token AND s.outcome NOT IN ('completed', 'cancelled')
-      AND NOT (j.cancel_reason IS NOT NULL AND s.outcome IN ('retry', 'snooze'))
+      AND NOT (j.cancel_reason IS NOT NULL AND s.outcome IN ('retry', 'snooze', 'release'))
     RETURNING j.id, j.tenant_id, j.state, s.outcome, j.attempt, j.worker, j.attempted_at, s.error),
   attempts AS (
     INSERT INTO reeve.job_attempts (tenant_id, job_id, attempt, outcome, worker, started_at, error)

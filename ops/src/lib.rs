@@ -1,1 +1,19 @@
-//! placeholder
+//! Who watches: the operators' command line, and the service layer that console and API will share with it.
+//!
+//! ```text
+//!   arguments ──► cli (clap) ──► run ──► service::{jobs, tenants, doctor, migrate} ──► output ──► stdout
+//!                                 └── config: section [ops]      └── queue SQL lives in reeve-jobs
+//! ```
+//! Data goes to standard output and every message to standard error; the exit code says how it ended
+//! ([`cli::EXIT_CODES`]). This crate never claims or settles a job and never opens a tenant's scope: it reads as
+//! `reeve_ops`, and acts through SQL functions that write the audit log themselves.
+pub mod cli;
+pub mod config;
+pub mod output;
+pub mod run;
+pub mod service;
+#[cfg(test)]
+mod tests;
+
+pub use cli::Cli;
+pub use run::{Failure, Outcome, Terminal, run};

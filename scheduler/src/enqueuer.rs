@@ -7,8 +7,8 @@
 //! after it looked. So nothing here depends on who acts. One run is one transaction that
 //!
 //! 1. **locks** the due rows of `reeve.schedules` with `FOR UPDATE SKIP LOCKED`. A row that another scheduler holds is
-//!    skipped, not waited for, so schedulers share the work and never queue behind each other. The rows are small and
-//!    few, and each is held for the length of one `INSERT … SELECT`;
+//!    skipped, not waited for, so schedulers share the work and never queue behind each other. The rows are few,
+//!    and held for the length of one run: an `INSERT … SELECT` for each due schedule;
 //! 2. **moves** `next_at` by compare-and-set: `reeve.schedule_fire` changes the row only while `next_at` still is what
 //!    this transaction saw. What was seen and then slept upon matches nothing, and fires nothing;
 //! 3. **inserts** the jobs in the same statement list, each under the **unique key** of its slot. Jobs and the moved

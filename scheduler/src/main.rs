@@ -4,7 +4,7 @@
 //! 3 the database's schema is not this build's (`reeve migrate` was not run).
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::Parser;
 use reeve_jobs::program::{self, db::DbError, migrate::MigrateError};
 use reeve_scheduler::{config::Config, service};
@@ -44,7 +44,8 @@ fn main() -> ExitCode {
     match start(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure(code, error)) => {
-            eprintln!("reeve-scheduler: {error:#}");
+            // Each error's text carries that of its cause already.
+            eprintln!("reeve-scheduler: {error}");
             ExitCode::from(code)
         }
     }
@@ -54,7 +55,10 @@ fn start(args: &Args) -> Result<(), Failure> {
     program::install_tls_provider();
     program::telemetry::start().map_err(misconfigured)?;
     let config = Config::load(args.config.as_deref()).map_err(misconfigured)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| anyhow!("cannot start the async runtime: {error}"))?;
     runtime.block_on(run(&config))
 }
 

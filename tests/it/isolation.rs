@@ -1,1 +1,220 @@
-//! To be written.
+//! Isolation, twice: with the program's checks gone the database refuses; with the database's policies gone the program
+//! refuses. And the ways in between: a job that names another tenant's row, a connection that comes back dirty.
+use std::time::Duration;
+
+use reeve_jobs::{
+    TenantContext, TenantId, client,
+    job::JobId,
+    kinds::DeliverWebhook,
+    tenant::{Rows, Scope, ScopeError, TenantRow},
+};
+use uuid::Uuid;
+
+use crate::support::{Receiver, Town, until};
+
+#[derive(Debug, sqlx::FromRow)]
+struct Endpoint {
+    tenant_id: String,
+    url: String,
+}
+
+impl TenantRow for Endpoint {
+    fn tenant_id(&self) -> &str {
+        &self.tenant_id
+    }
+}
+
+const ALL_ENDPOINTS: &str = "SELECT tenant_id, url FROM reeve.webhook_endpoints";
+
+/// Tenant tables of Reeve's that a worker may read, and those it may write.
+const TABLES: [&str; 5] =
+    ["webhook_endpoints", "webhook_secrets", "webhook_events", "webhook_deliveries", "webhook_attempts"];
+
+/// A town where both tenants have an endpoint, an event and a delivery. Returns tenant b's endpoint and delivery.
+async fn furnished() -> (Town, Receiver, Uuid, Uuid) {
+    let town = Town::new().await;
+    let receiver = Receiver::start().await;
+    let mut endpoints = Vec::new();
+    for tenant in [&town.a, &town.b] {
+        endpoints.push(town.endpoint(tenant, &receiver.url(&format!("/{tenant}"))).await.0);
+        let mut tx = town.app.begin().await.expect("begin");
+        client::set_tenant(&mut tx, tenant).await.expect("context");
+        client::emit(&mut tx, "contact.updated", &serde_json::json!({"id": 1})).await.expect("emit");
+        tx.commit().await.expect("commit");
+    }
+    let delivery = sqlx::query_scalar("SELECT id FROM reeve.webhook_deliveries WHERE tenant_id = 'b'")
+        .fetch_one(&town.db.admin)
+        .await
+        .expect("b's delivery");
+    (town, receiver, endpoints[1], delivery)
+}
+
+/// Enqueues, for `tenant`, the delivery of a row that may be another tenant's.
+async fn enqueue_delivery(town: &Town, tenant: &TenantId, delivery_id: Uuid) -> JobId {
+    client::enqueue_alone(&town.app, tenant, &DeliverWebhook { delivery_id }).await.expect("enqueued")
+}
+
+/// Takes the database's layer away: no policy holds any more.
+async fn without_policies(town: &Town) {
+    for table in TABLES {
+        for statement in [
+            format!("ALTER TABLE reeve.{table} NO FORCE ROW LEVEL SECURITY"),
+            format!("ALTER TABLE reeve.{table} DISABLE ROW LEVEL SECURITY"),
+        ] {
+            sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&town.db.admin).await.expect("disabled");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_the_programs_checks_the_database_shows_and_changes_nothing_of_another_tenant() {
+    let (town, _receiver, endpoint_b, delivery_b) = furnished().await;
+    // The worker's login, tenant a's context, and no Scope: what a handler full of bugs could do.
+    let mut tx = town.worker.begin().await.expect("begin");
+    client::set_tenant(&mut tx, &town.a).await.expect("context");
+    for table in TABLES {
+        let sql = format!("SELECT count(*) FROM reeve.{table} WHERE tenant_id <> 'a'");
+        let seen: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut *tx).await.expect("a count");
+        assert_eq!(seen, 0, "{table}");
+    }
+    for (sql, id) in [
+        ("UPDATE reeve.webhook_endpoints SET url = 'http://evil' WHERE id = $1", endpoint_b),
+        ("DELETE FROM reeve.webhook_deliveries WHERE id = $1", delivery_b),
+    ] {
+        let changed = sqlx::query(sql).bind(id).execute(&mut *tx).await.expect("no error").rows_affected();
+        assert_eq!(changed, 0, "{sql}");
+    }
+    for sql in [
+        "INSERT INTO reeve.webhook_events (tenant_id, id, event_type, body) VALUES ('b', 'msg_x', 'x.y', '{}')",
+        "UPDATE reeve.webhook_endpoints SET tenant_id = 'b'",
+    ] {
+        let mut inner = sqlx::Acquire::begin(&mut *tx).await.expect("savepoint");
+        let error = sqlx::query(sql).execute(&mut *inner).await.expect_err("refused").to_string();
+        assert!(error.contains("row-level security"), "{sql}: {error}");
+    }
+    // Nor can the queue be reached past its functions, nor a function be called that is another program's.
+    for sql in ["UPDATE reeve.jobs SET tenant_id = 'a'", "DELETE FROM reeve.audit_log", "SELECT reeve.rescue(1)"] {
+        let mut inner = sqlx::Acquire::begin(&mut *tx).await.expect("savepoint");
+        let error = sqlx::query(sql).execute(&mut *inner).await.expect_err("refused").to_string();
+        assert!(error.contains("permission denied"), "{sql}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_context_the_database_shows_nothing() {
+    let (town, ..) = furnished().await;
+    for pool in [&town.worker, &town.app] {
+        let seen: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM reeve.webhook_endpoints").fetch_one(pool).await.expect("a count");
+        assert_eq!(seen, 0);
+        let seen: i64 = sqlx::query_scalar("SELECT count(*) FROM reeve.jobs").fetch_one(pool).await.expect("a count");
+        assert_eq!(seen, 0);
+    }
+}
+
+#[tokio::test]
+async fn without_the_policies_the_scope_refuses_rows_and_writes_of_another_tenant() {
+    let (town, _receiver, ..) = furnished().await;
+    // With them, both tenants' rows are there and a scope sees its own.
+    let mut scope = town.scope(&town.a).await;
+    let own = scope.fetch_all::<Endpoint>(sqlx::query_as(ALL_ENDPOINTS)).await.expect("own rows");
+    assert!(own.len() == 1 && own[0].url.ends_with("/a"), "{own:?}");
+    drop(scope);
+    without_policies(&town).await;
+    let mut scope = town.scope(&town.a).await;
+    let refused = scope.fetch_all::<Endpoint>(sqlx::query_as(ALL_ENDPOINTS)).await;
+    assert!(matches!(refused, Err(ScopeError::Mismatch(_))), "{refused:?}");
+    let disable = sqlx::query("UPDATE reeve.webhook_endpoints SET state = 'disabled'");
+    let refused = scope.execute(disable, Rows::Exactly(1)).await;
+    assert!(matches!(refused, Err(ScopeError::RowCount { changed: 2, .. })), "{refused:?}");
+    drop(scope);
+    assert_eq!(town.count("SELECT count(*) FROM reeve.webhook_endpoints WHERE state = 'disabled'").await, 0);
+}
+
+/// Runs the job to its end and asserts that it was refused, audited and quarantined, and that b's receiver saw nothing.
+async fn is_quarantined(town: &Town, receiver: &Receiver, job: JobId) {
+    let fleet = town.fleet(town.duties(), 4);
+    until("the job is quarantined", async || town.state(job).await == "quarantined").await;
+    fleet.stop().await;
+    let audited: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM reeve.audit_log WHERE tenant_id = 'a' AND action = 'job.quarantined' AND job_id = $1",
+    )
+    .bind(job)
+    .fetch_one(&town.db.admin)
+    .await
+    .expect("a count");
+    assert_eq!(audited, 1);
+    // b's own job delivers b's event once; the foreign job sent none.
+    assert!(receiver.seen().iter().filter(|seen| seen.path == "/b").count() <= 1);
+}
+
+#[tokio::test]
+async fn a_job_that_names_another_tenants_row_is_refused_audited_and_quarantined() {
+    let (town, receiver, _, delivery_b) = furnished().await;
+    let job = enqueue_delivery(&town, &town.a, delivery_b).await;
+    is_quarantined(&town, &receiver, job).await;
+    let error: String = sqlx::query_scalar("SELECT last_error FROM reeve.jobs WHERE id = $1")
+        .bind(job)
+        .fetch_one(&town.db.admin)
+        .await
+        .expect("its error");
+    assert!(error.contains("another tenant's"), "{error}");
+}
+
+#[tokio::test]
+async fn the_same_job_is_quarantined_with_the_policies_gone() {
+    let (town, receiver, _, delivery_b) = furnished().await;
+    without_policies(&town).await;
+    let job = enqueue_delivery(&town, &town.a, delivery_b).await;
+    is_quarantined(&town, &receiver, job).await;
+}
+
+#[tokio::test]
+async fn a_row_that_is_nobodys_is_no_attack() {
+    let (town, ..) = furnished().await;
+    let job = enqueue_delivery(&town, &town.a, Uuid::now_v7()).await;
+    let fleet = town.fleet(town.duties(), 4);
+    until("the job is cancelled", async || town.state(job).await == "cancelled").await;
+    fleet.stop().await;
+    assert_eq!(town.count("SELECT count(*) FROM reeve.audit_log WHERE action = 'job.quarantined'").await, 0);
+}
+
+#[tokio::test]
+async fn a_tenant_of_another_region_or_closed_gets_no_scope() {
+    let town = Town::new().await;
+    let context = TenantContext::new(town.a.clone(), "eu");
+    let refused = Scope::open(&town.directory(), &context).await;
+    assert!(matches!(refused, Err(ScopeError::Mismatch(ref why)) if why.contains("eu")), "{refused:?}");
+    sqlx::query("UPDATE reeve.tenants SET state = 'closed' WHERE id = 'a'")
+        .execute(&town.db.admin)
+        .await
+        .expect("closed");
+    let refused = Scope::open(&town.directory(), &town.context(&town.a)).await;
+    assert!(matches!(refused, Err(ScopeError::Closed(_))), "{refused:?}");
+}
+
+/// A future that is dropped while its scope opens or works, at every point it can be dropped at, leaves nothing behind
+/// for whoever takes the connection next. One connection, so that the next user gets that very one.
+#[tokio::test]
+async fn a_cancelled_scope_leaves_no_context_behind() {
+    let (town, ..) = furnished().await;
+    let pool = reeve_jobs::program::db::pool(town.db.options("reeve_worker"), 1).await.expect("a pool");
+    let directory = reeve_jobs::tenant::Directory::new(pool.clone());
+    let context = town.context(&town.a);
+    // Long enough for the whole of it to run through in the last rounds.
+    for micros in (0..12_000_u64).step_by(60) {
+        let work = async {
+            let mut scope = Scope::open(&directory, &context).await?;
+            scope.fetch_all::<Endpoint>(sqlx::query_as(ALL_ENDPOINTS)).await?;
+            scope.commit().await
+        };
+        let _ = tokio::time::timeout(Duration::from_micros(micros), work).await;
+        let (seen, context): (i64, Option<String>) = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM reeve.webhook_endpoints), nullif(current_setting('reeve.tenant_id', true), '')",
+        )
+        .fetch_one(&pool)
+        .await
+        .expect("the next user's query works");
+        assert_eq!((seen, context), (0, None), "after a cancellation at {micros} µs");
+    }
+}

@@ -7,7 +7,7 @@
 use std::{str::FromStr, time::Duration};
 
 use sqlx::{
-    Executor, PgPool,
+    Connection, Executor, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -37,7 +37,14 @@ pub async fn connect(
     name: &str,
     connections_max: u32,
 ) -> Result<PgPool, DbError> {
-    let options = PgConnectOptions::from_str(url.reveal()).map_err(|_| DbError::Url { key })?.application_name(name);
+    let text = url.reveal();
+    if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
+        return Err(DbError::Url { key });
+    }
+    let options = PgConnectOptions::from_str(text).map_err(|_| DbError::Url { key })?.application_name(name);
+    // A pool would try for its whole time-out and then report that; one connection says at once what is wrong.
+    let first = PgConnection::connect_with(&options).await.map_err(|source| DbError::Connect { key, source })?;
+    drop(first);
     pool(options, connections_max).await.map_err(|source| DbError::Connect { key, source })
 }
 

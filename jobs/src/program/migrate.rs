@@ -5,7 +5,7 @@
 //! say so and stop.
 use sqlx::{
     Connection, PgConnection, PgPool,
-    migrate::{Migrate, Migration, MigrationType, Migrator},
+    migrate::{Migration, MigrationType, Migrator},
 };
 
 use crate::kinds::Kind;
@@ -19,7 +19,7 @@ const FILES: [(i64, &str, &str); 9] = [
     (6, "queue", include_str!("../../../migrations/0006_queue.sql")),
     (7, "webhooks", include_str!("../../../migrations/0007_webhooks.sql")),
     (8, "schedules", include_str!("../../../migrations/0008_schedules.sql")),
-    (9, "schema_version", include_str!("../../../migrations/0009_schema_version.sql")),
+    (9, "sessions", include_str!("../../../migrations/0009_sessions.sql")),
 ];
 
 /// The schema this build needs.
@@ -124,10 +124,10 @@ async fn found(connection: &mut PgConnection) -> sqlx::Result<Option<i64>> {
 
 /// Refuses a database that is not at this build's version. Any of the program roles may ask.
 pub async fn check(pool: &PgPool) -> Result<(), MigrateError> {
-    let has: bool = sqlx::query_scalar("-- migrate.has_version\nSELECT to_regproc('reeve.schema_version') IS NOT NULL")
+    let made: bool = sqlx::query_scalar("-- migrate.made\nSELECT to_regproc('reeve.schema_version') IS NOT NULL")
         .fetch_one(pool)
         .await?;
-    if !has {
+    if !made {
         return Err(MigrateError::Absent);
     }
     let found: i64 =
@@ -137,11 +137,6 @@ pub async fn check(pool: &PgPool) -> Result<(), MigrateError> {
         _ if found < VERSION => Err(MigrateError::Behind { found, needed: VERSION }),
         _ => Err(MigrateError::Ahead { found, known: VERSION }),
     }
-}
-
-/// Waits for a running migration, then says which versions are applied. For `reeve doctor`.
-pub async fn applied(admin: &mut PgConnection) -> Result<Vec<i64>, MigrateError> {
-    Ok(admin.list_applied_migrations("public._reeve_migrations").await?.into_iter().map(|m| m.version).collect())
 }
 
 /// Tells one set of migrations and kinds from another.

@@ -3,6 +3,10 @@
 //! What is guaranteed: a job that was committed is handed out until it is settled (at least once, so handlers are
 //! idempotent); only the holder of the current lease settles it; tenants with ready jobs share each claim evenly by
 //! weight. Enqueueing is not here: it happens in the app's transaction, by SQL (see [`crate::client`]).
+#[cfg(feature = "program")]
+pub mod inspect;
+#[cfg(feature = "program")]
+pub mod operate;
 pub mod postgres;
 
 use std::{future::Future, time::Duration};

@@ -5,6 +5,8 @@
 //! and the scope's own checks are two layers: either alone refuses.
 pub mod context;
 pub mod directory;
+#[cfg(feature = "program")]
+pub mod inspect;
 pub mod scope;
 
 pub use context::{InvalidTenantId, TenantContext, TenantId};

@@ -52,6 +52,11 @@ impl TestDatabase {
         Self { name, admin_options, admin }
     }
 
+    /// Connection options of the cluster's superuser in this database.
+    pub fn admin_options(&self) -> &PgConnectOptions {
+        &self.admin_options
+    }
+
     /// Connection options of one of the program roles, or of any other role with the tests' password.
     pub fn options(&self, role: &str) -> PgConnectOptions {
         self.admin_options.clone().username(role).password(PASSWORD)

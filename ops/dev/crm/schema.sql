@@ -31,7 +31,8 @@ BEGIN
   IF NOT pg_has_role('crm_app', 'reeve_app', 'MEMBER') THEN
     GRANT reeve_app TO crm_app;
   END IF;
-EXCEPTION WHEN unique_violation THEN NULL;
+-- internal_error is "tuple concurrently updated": the other loader granted it.
+EXCEPTION WHEN unique_violation OR internal_error THEN NULL;
 END $$;
 
 CREATE SCHEMA crm AUTHORIZATION crm_owner;

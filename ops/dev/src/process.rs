@@ -219,7 +219,7 @@ mod tests {
         let report = dir.path().join("pid");
         let mut again = Command::new(std::env::current_exe().unwrap());
         again.args(["--exact", "process::tests::a_child_of_a_killed_stack_ends_with_it"]).env(REPORT, &report);
-        let mut stack = again.stdout(std::process::Stdio::null()).spawn().unwrap();
+        let mut stack = again.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
         assert!(wait_until(Duration::from_secs(30), || report.exists()).await);
         let child: u32 = std::fs::read_to_string(&report).unwrap().parse().unwrap();
         assert!(os::command_line(child).is_some());

@@ -1,33 +1,17 @@
 //! Against a real server: each test has a database of its own, dropped at its end, whatever the end.
 
 use std::future::Future;
-use std::str::FromStr;
-use std::sync::atomic::{AtomicU32, Ordering};
 
+use reeve_jobs::testing::TestDatabase;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool};
-use tokio::sync::Mutex;
+use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use super::{
     APP_ROLE, AppClient, ContactChange, CrmError, GLOBAL_TABLES, MessageStatus, Shape, TENANT_TABLES,
     attachment_content, checksums, load,
 };
 
-const MIGRATIONS: &[&str] = &[
-    include_str!("../../../../migrations/0001_roles.sql"),
-    include_str!("../../../../migrations/0002_tenants.sql"),
-    include_str!("../../../../migrations/0003_kinds.sql"),
-    include_str!("../../../../migrations/0004_jobs.sql"),
-    include_str!("../../../../migrations/0005_audit.sql"),
-    include_str!("../../../../migrations/0006_queue.sql"),
-    include_str!("../../../../migrations/0007_webhooks.sql"),
-    include_str!("../../../../migrations/0008_schedules.sql"),
-];
-
 const SMALL: Shape = Shape { tenants: 3, rows: 40, seed: 7 };
-
-/// Roles belong to the cluster, and two sessions that make or grant the same one at the same time get an error.
-static ROLES: Mutex<()> = Mutex::const_new(());
 
 /// A database with Reeve's schema.
 #[derive(Clone)]
@@ -38,7 +22,6 @@ struct Db {
 
 impl Db {
     async fn loaded(&self, shape: Shape) -> super::Loaded {
-        let _one_at_a_time = ROLES.lock().await;
         load(&self.admin, shape).await.expect("the sample app loads")
     }
 
@@ -71,13 +54,10 @@ impl Db {
             .unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
-    /// What Reeve needs before a webhook can become a job: the kind, and an endpoint of each tenant.
+    /// What Reeve needs before a webhook can become a job: an endpoint of each tenant.
     async fn with_endpoints(&self) {
         sqlx::raw_sql(
-            "INSERT INTO reeve.kinds (name, queue, priority, attempts_max, payload_bytes_max, runs_when_closing,
-                                      app_may_enqueue)
-             VALUES ('webhook.deliver', 'webhooks', 2, 20, 256, false, true);
-             INSERT INTO reeve.webhook_endpoints (tenant_id, id, url)
+            "INSERT INTO reeve.webhook_endpoints (tenant_id, id, url)
              SELECT t.id, reeve.new_id(), 'https://hooks.example.net/' || t.id FROM reeve.tenants t",
         )
         .execute(&self.admin)
@@ -96,51 +76,18 @@ impl Db {
     }
 }
 
-fn admin_options() -> PgConnectOptions {
-    let url = std::env::var("REEVE_TEST_ADMIN_URL")
-        .expect("these tests need a database: run `./ops/test`, which sets REEVE_TEST_ADMIN_URL to one");
-    PgConnectOptions::from_str(&url).expect("REEVE_TEST_ADMIN_URL is a URL").disable_statement_logging()
-}
-
+/// Runs `body` on a fresh, migrated database, and drops it whatever the outcome.
 async fn run_test<F, Fut>(body: F)
 where
     F: FnOnce(Db) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let name = format!("crm_test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    let options = admin_options();
-    let mut server = options.clone().connect().await.expect("the server of REEVE_TEST_ADMIN_URL answers");
-    server.execute(AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.expect("the database is made");
-
-    let options = options.database(&name);
-    let outcome = match PgPoolOptions::new().max_connections(4).connect_with(options.clone()).await {
-        Ok(admin) => {
-            tokio::spawn({
-                let test = body(Db { admin: admin.clone(), options });
-                async move {
-                    migrate(&admin).await;
-                    test.await;
-                }
-            })
-            .await
-        }
-        Err(error) => panic!("the new database cannot be reached: {error}"),
-    };
-
-    server.execute(AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"))).await.expect("the database is dropped");
-    server.close().await.expect("the connection closes");
+    let database = TestDatabase::new().await;
+    let options = database.admin_options().clone();
+    let outcome = tokio::spawn(body(Db { admin: database.admin.clone(), options })).await;
+    database.drop_now().await;
     if let Err(failure) = outcome {
         std::panic::resume_unwind(failure.into_panic());
-    }
-}
-
-async fn migrate(admin: &PgPool) {
-    let _one_at_a_time = ROLES.lock().await;
-    for sql in MIGRATIONS {
-        let mut tx = admin.begin().await.expect("a transaction begins");
-        sqlx::raw_sql(*sql).execute(&mut *tx).await.expect("the migration applies");
-        tx.commit().await.expect("the migration commits");
     }
 }
 

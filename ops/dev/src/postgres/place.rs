@@ -1,7 +1,7 @@
 //! Where a cluster lives and whom it belongs to.
 //!
 //! PostgreSQL refuses to run as root. When the stack does, the server runs as `postgres`, or as `nobody` where there is no
-//! such user, and that user must be able to reach its directory. Where it cannot (a stack below /root, say), the cluster
+//! such user, and that user must be able to reach its directory. Where it cannot (in the home of root, say), the cluster
 //! is put into a directory of its own below /var/tmp, and a symlink stands in its place: the data survive a reboot as
 //! well, the stack's directory shows where they are, and removing it makes the next start begin anew.
 //!
@@ -200,8 +200,7 @@ mod tests {
 
     use super::*;
 
-    const PASSWD: &str =
-        "root:x:0:0:root:/root:/bin/bash\ntoor:x:0:0::/:/bin/sh\npostgres:x:101:104:x:/var:/bin/bash\n";
+    const PASSWD: &str = "root:x:0:0:root:/:/bin/bash\ntoor:x:0:0::/:/bin/sh\npostgres:x:101:104:x:/var:/bin/bash\n";
 
     #[test]
     fn the_user_is_read_from_passwd_and_is_never_root() {

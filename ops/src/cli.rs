@@ -1,0 +1,221 @@
+//! What `reeve` can be told: clap types, and the checks that need no database.
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use reeve_jobs::{JobId, Kind, State, TenantId};
+
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  a check failed, or the thing does not exist
+  2  usage or configuration
+  3  the database cannot be reached, or is at another schema version
+  4  refused by Reeve (code RV..., with its reason and what to do)
+
+Data goes to standard output, messages to standard error. Acts are audited as cli:<REEVE_ACTOR, or else USER>.";
+
+/// Watch and run Reeve.
+#[derive(Debug, Parser)]
+#[command(name = "reeve", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// The configuration file; section [ops] is read. Environment variables such as REEVE_OPS__DATABASE_URL override it
+    #[arg(long, global = true, env = "REEVE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print one JSON document instead of tables (`jobs tail`: one object a line)
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub noun: Noun,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Noun {
+    /// Bring the database to this build's schema. Safe to repeat
+    Migrate(Migrate),
+    /// Check the installation; each failed check says what to do
+    Doctor,
+    /// Jobs: look, enqueue, retry, cancel, follow
+    Jobs {
+        #[command(subcommand)]
+        verb: Jobs,
+    },
+    /// Tenants: look
+    Tenants {
+        #[command(subcommand)]
+        verb: Tenants,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Migrate {
+    /// A setting of the app's own that names the tenant in its transactions; stored, so that `reeve.enqueue` heeds it
+    #[arg(long, value_name = "SETTING", value_parser = app_setting)]
+    pub app_context_setting: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Jobs {
+    /// List jobs, newest first: live and parked ones, or with --history those that are over
+    List(List),
+    /// Show everything about one job, its payload included
+    Show {
+        #[arg(value_parser = job_id)]
+        id: JobId,
+    },
+    /// Enqueue one job for a tenant
+    Enqueue(Enqueue),
+    /// Give a dead, quarantined or waiting job a fresh set of attempts, now
+    Retry(Act),
+    /// Cancel a job; a running one is asked to stop
+    Cancel(Act),
+    /// Follow jobs: one line for each that appears or changes state, until Ctrl-C
+    Tail(Tail),
+}
+
+#[derive(Debug, Args)]
+pub struct List {
+    /// Only this tenant's
+    #[arg(long)]
+    pub tenant: Option<TenantId>,
+    /// Only those in this state
+    #[arg(long)]
+    pub state: Option<State>,
+    /// Only those of this kind
+    #[arg(long)]
+    pub kind: Option<String>,
+    /// At most this many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
+    pub limit: i64,
+    /// Look at what is over instead of what is live
+    #[arg(long)]
+    pub history: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Enqueue {
+    #[arg(long)]
+    pub tenant: TenantId,
+    #[arg(long)]
+    pub kind: Kind,
+    /// A JSON object, or - to read it from standard input
+    #[arg(long, default_value = "{}", allow_hyphen_values = true)]
+    pub payload: String,
+    /// Why; kept in the audit log
+    #[arg(long, value_parser = reason)]
+    pub reason: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Act {
+    #[arg(value_parser = job_id)]
+    pub id: JobId,
+    /// Why; kept in the audit log
+    #[arg(long, value_parser = reason)]
+    pub reason: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Tail {
+    /// Only this tenant's
+    #[arg(long)]
+    pub tenant: Option<TenantId>,
+    /// Only those of this kind
+    #[arg(long)]
+    pub kind: Option<String>,
+    /// Stop after this many seconds
+    #[arg(long = "for", value_name = "SECS")]
+    pub for_secs: Option<u32>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Tenants {
+    /// List all tenants
+    List,
+    /// Show one tenant, with its live and parked jobs by state and kind
+    Show { id: TenantId },
+}
+
+fn job_id(text: &str) -> Result<JobId, String> {
+    text.parse().map_err(|_| "a job id is a UUID; `reeve jobs list` shows them".to_owned())
+}
+
+/// The audit log keeps this many characters.
+const REASON_CHARS_MAX: usize = 2_000;
+
+fn reason(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    match text.chars().count() {
+        0 => Err("say why: the reason is kept in the audit log".to_owned()),
+        n if n > REASON_CHARS_MAX => {
+            Err(format!("a reason has at most {REASON_CHARS_MAX} characters, this one has {n}"))
+        }
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// As the CHECK of `reeve.settings.app_context_setting` has it.
+fn app_setting(text: &str) -> Result<String, String> {
+    let word = |part: &str, digit_first: bool| {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        !part.is_empty()
+            && part.chars().all(allowed)
+            && (digit_first || !part.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    match text.split_once('.') {
+        Some((class, name)) if word(class, false) && word(name, true) => Ok(text.to_owned()),
+        _ => Err("a setting is written class.name in lower case, as in app.tenant_id".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn said(arguments: &[&str]) -> String {
+        let error = Cli::try_parse_from([&["reeve"], arguments].concat()).expect_err("bad arguments");
+        assert_eq!(error.exit_code(), 2, "{error}");
+        error.to_string()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_documents_every_exit_code() {
+        let help = Cli::command().render_help().to_string();
+        for line in ["  0  ", "  1  ", "  2  ", "  3  ", "  4  "] {
+            assert!(help.contains(line), "{help}");
+        }
+    }
+
+    #[test]
+    fn a_bad_argument_says_what_would_be_right() {
+        let long = "x".repeat(65);
+        let enqueue = |tenant, kind| said(&["jobs", "enqueue", "--reason", "r", "--tenant", tenant, "--kind", kind]);
+        let unknown_kind = enqueue("t", "webhook.sing");
+        assert!(unknown_kind.contains("webhook.sing") && unknown_kind.contains("webhook.deliver"), "{unknown_kind}");
+        assert!(enqueue("", "fleet.probe").contains("1 to 64 bytes"));
+        assert!(enqueue(&long, "fleet.probe").contains("this one has 65"));
+        assert!(enqueue("a\u{7}b", "fleet.probe").contains("control characters"));
+        assert!(said(&["tenants", "show", "-"]).contains("platform"));
+        assert!(said(&["jobs", "show", "17"]).contains("a job id is a UUID"));
+        assert!(said(&["jobs", "list", "--state", "finished"]).contains("states are scheduled, available"));
+        assert!(said(&["jobs", "list", "--limit", "0"]).contains("--limit"));
+        assert!(said(&["jobs", "retry", "0190e3a0-0000-7000-8000-000000000000", "--reason", " "]).contains("say why"));
+        assert!(said(&["jobs", "cancel", "0190e3a0-0000-7000-8000-000000000000"]).contains("--reason"));
+    }
+
+    #[test]
+    fn a_setting_is_checked_as_the_database_checks_it() {
+        for good in ["app.tenant_id", "_a.9"] {
+            assert_eq!(app_setting(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "app", "app.", ".x", "App.x", "9a.x", "a.b.c", "app.x'"] {
+            assert!(app_setting(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Runs one command: configuration, connection, service, output; and says with which exit code it ended.
+use std::{
+    io::{self, Read, Write},
+    time::Duration,
+};
+
+use reeve_jobs::{
+    program::{config::ConfigError, db, db::DbError},
+    queue::{
+        inspect::{Filter, Place},
+        operate::Act,
+    },
+    redact::Redacted,
+};
+use serde_json::json;
+use sqlx::{Connection, PgConnection, PgPool, postgres::PgConnectOptions};
+
+use crate::{
+    cli::{self, Cli, Noun},
+    config::Config,
+    output,
+    service::{self, ServiceError, doctor, jobs, jobs::Tail, tenants},
+};
+
+/// Where a command reads and writes, and for whom it acts. Tests bring their own.
+#[allow(missing_debug_implementations, reason = "streams have none")]
+pub struct Terminal<'a> {
+    /// Data.
+    pub out: &'a mut dyn Write,
+    /// Messages.
+    pub messages: &'a mut dyn Write,
+    pub input: &'a mut dyn Read,
+    /// The operator's name, as the audit log is to have it.
+    pub user: Option<String>,
+}
+
+/// How a command ended that could be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    CheckFailed,
+}
+
+/// Why a command could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Connect(#[from] DbError),
+    #[error("cannot reach the database of {key}: no answer within {} s; is the address right?", CONNECT_WITHIN.as_secs())]
+    NoAnswer { key: &'static str },
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    #[error("nobody to name in the audit log: {0}")]
+    Actor(&'static str),
+    #[error("the payload could not be read from standard input: {0}")]
+    Input(io::Error),
+    #[error("writing the result failed: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl Failure {
+    /// See [`cli::EXIT_CODES`].
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Actor(_) | Self::Input(_) | Self::Output(_) => 2,
+            Self::Connect(DbError::Url { .. }) => 2,
+            Self::Connect(DbError::Connect { .. }) | Self::NoAnswer { .. } => 3,
+            Self::Service(error) => match error {
+                ServiceError::NoJob(_) | ServiceError::JobOver { .. } | ServiceError::NoTenant(_) => 1,
+                ServiceError::UnknownKind { .. }
+                | ServiceError::WrongPlace { .. }
+                | ServiceError::PayloadSyntax(_)
+                | ServiceError::PayloadShape(_)
+                | ServiceError::Payload { .. }
+                | ServiceError::Role { .. } => 2,
+                ServiceError::Schema(_) | ServiceError::Database(_) => 3,
+                ServiceError::Refused { .. } => 4,
+            },
+        }
+    }
+
+    /// Tells the operator, on one line, or two when there is a hint.
+    pub fn tell(&self, messages: &mut dyn Write) -> io::Result<()> {
+        // Whoever read our output has seen enough (`reeve jobs list | head`).
+        if matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+            return Ok(());
+        }
+        if let Self::Service(ServiceError::Refused { code, message, hint }) = self {
+            writeln!(messages, "refused ({code}): {}", output::clean(message))?;
+            return hint.iter().try_for_each(|hint| writeln!(messages, "hint: {}", output::clean(hint)));
+        }
+        writeln!(messages, "error: {}", output::clean(&self.to_string()))
+    }
+}
+
+pub fn exit_code(ended: &Result<Outcome, Failure>) -> u8 {
+    match ended {
+        Ok(Outcome::Done) => 0,
+        Ok(Outcome::CheckFailed) => 1,
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+        Err(failure) => failure.exit_code(),
+    }
+}
+
+/// Runs what the command line says.
+pub async fn run(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<Outcome, Failure> {
+    let config = Config::load(cli.config.as_deref())?;
+    let outcome = match &cli.noun {
+        Noun::Migrate(arguments) => migrate(cli, &config, arguments, terminal).await?,
+        Noun::Doctor => {
+            let pool = open(&config).await?;
+            let report = doctor::run(&pool).await?;
+            show(cli, terminal, &report, output::report)?;
+            if report.status() == doctor::Status::Fail { Outcome::CheckFailed } else { Outcome::Done }
+        }
+        Noun::Jobs { verb } => jobs(cli, &config, verb, terminal).await?,
+        Noun::Tenants { verb } => {
+            let pool = open(&config).await?;
+            match verb {
+                cli::Tenants::List => {
+                    let found = tenants::list(&pool).await?;
+                    show(cli, terminal, &found, |out, found| output::tenants(out, found))?;
+                }
+                cli::Tenants::Show { id } => show(cli, terminal, &tenants::show(&pool, id).await?, output::tenant)?,
+            }
+            Outcome::Done
+        }
+    };
+    terminal.out.flush()?;
+    Ok(outcome)
+}
+
+/// As JSON, or for people.
+fn show<T: serde::Serialize>(
+    cli: &Cli,
+    terminal: &mut Terminal<'_>,
+    value: &T,
+    human: impl FnOnce(&mut dyn Write, &T) -> io::Result<()>,
+) -> io::Result<()> {
+    if cli.json { output::json(terminal.out, value) } else { human(terminal.out, value) }
+}
+
+async fn migrate(
+    cli: &Cli,
+    config: &Config,
+    arguments: &cli::Migrate,
+    terminal: &mut Terminal<'_>,
+) -> Result<Outcome, Failure> {
+    let mut admin = connect("[ops] admin_database_url", config.admin_database_url()?).await?;
+    let migrated = service::migrate::run(&mut admin, arguments.app_context_setting.as_deref()).await?;
+    show(cli, terminal, &migrated, |out, migrated| {
+        if migrated.from == migrated.to {
+            writeln!(out, "schema: already at {}", migrated.to)?;
+        } else {
+            writeln!(out, "schema: {} → {}", migrated.from, migrated.to)?;
+        }
+        migrated.app_context_setting.iter().try_for_each(|setting| writeln!(out, "app context setting: {setting}"))
+    })?;
+    Ok(Outcome::Done)
+}
+
+async fn jobs(cli: &Cli, config: &Config, verb: &cli::Jobs, terminal: &mut Terminal<'_>) -> Result<Outcome, Failure> {
+    match verb {
+        cli::Jobs::List(arguments) => {
+            let pool = open(config).await?;
+            let place = if arguments.history { Place::History } else { Place::Live };
+            let filter =
+                Filter { tenant: arguments.tenant.clone(), kind: arguments.kind.clone(), state: arguments.state };
+            let found = jobs::list(&pool, place, &filter, arguments.limit).await?;
+            show(cli, terminal, &found, |out, found| output::jobs(out, found, arguments.history))?;
+            if i64::try_from(found.len()).is_ok_and(|n| n == arguments.limit) {
+                writeln!(terminal.messages, "the newest {}; --limit shows more", arguments.limit)?;
+            }
+        }
+        cli::Jobs::Show { id } => {
+            let pool = open(config).await?;
+            show(cli, terminal, &jobs::show(&pool, *id).await?, output::job)?;
+        }
+        cli::Jobs::Enqueue(arguments) => {
+            let actor = actor(terminal)?;
+            let payload = payload(&arguments.payload, terminal.input)?;
+            let pool = open(config).await?;
+            let act = Act { actor: &actor, reason: &arguments.reason };
+            let id = jobs::enqueue(&pool, &arguments.tenant, arguments.kind, &payload, act).await?;
+            show(cli, terminal, &json!({ "id": id }), |out, _| writeln!(out, "{id}"))?;
+        }
+        cli::Jobs::Retry(arguments) => {
+            let actor = actor(terminal)?;
+            let pool = open(config).await?;
+            let acted = jobs::retry(&pool, arguments.id, Act { actor: &actor, reason: &arguments.reason }).await?;
+            show(cli, terminal, &acted, acted_on)?;
+        }
+        cli::Jobs::Cancel(arguments) => {
+            let actor = actor(terminal)?;
+            let pool = open(config).await?;
+            let acted = jobs::cancel(&pool, arguments.id, Act { actor: &actor, reason: &arguments.reason }).await?;
+            show(cli, terminal, &acted, acted_on)?;
+        }
+        cli::Jobs::Tail(arguments) => {
+            let pool = open(config).await?;
+            tail(cli, &pool, arguments, terminal).await?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+fn acted_on(out: &mut dyn Write, acted: &jobs::Acted) -> io::Result<()> {
+    if acted.was == acted.now {
+        return writeln!(out, "{}  {}: asked to stop; its worker is told with its next renewal", acted.id, acted.was);
+    }
+    writeln!(out, "{}  {} → {}", acted.id, acted.was, acted.now)
+}
+
+/// How often `jobs tail` looks.
+const TAIL_EVERY: Duration = Duration::from_millis(300);
+
+async fn tail(cli: &Cli, pool: &PgPool, arguments: &cli::Tail, terminal: &mut Terminal<'_>) -> Result<(), Failure> {
+    let filter = Filter { tenant: arguments.tenant.clone(), kind: arguments.kind.clone(), state: None };
+    let mut tail = Tail::start(pool, filter).await?;
+    let follow = async {
+        loop {
+            tokio::time::sleep(TAIL_EVERY).await;
+            for change in tail.look(pool).await? {
+                if cli.json {
+                    output::json_line(terminal.out, &change)?;
+                } else {
+                    output::change(terminal.out, &change)?;
+                }
+            }
+            terminal.out.flush()?;
+        }
+    };
+    let enough = async {
+        match arguments.for_secs {
+            Some(secs) => tokio::time::sleep(Duration::from_secs(secs.into())).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        ended = follow => ended,
+        () = enough => Ok(()),
+        // An error means that the signal cannot be caught; stopping is then the safe reading of it.
+        _ = tokio::signal::ctrl_c() => Ok(()),
+    }
+}
+
+/// How long the database may take to answer the first connection.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// One connection, told apart from a pool's because a pool answers "timed out" to everything that goes wrong.
+async fn connect(key: &'static str, url: &Redacted<String>) -> Result<PgConnection, Failure> {
+    let options: PgConnectOptions = url.reveal().parse().map_err(|_| DbError::Url { key })?;
+    match tokio::time::timeout(CONNECT_WITHIN, PgConnection::connect_with(&options.application_name("reeve"))).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(source)) => Err(DbError::Connect { key, source }.into()),
+        Err(_) => Err(Failure::NoAnswer { key }),
+    }
+}
+
+/// A pool on the operators' database, with the schema and role checked.
+async fn open(config: &Config) -> Result<PgPool, Failure> {
+    const KEY: &str = "[ops] database_url";
+    let url = config.database_url()?;
+    // Its closing is a courtesy to the server's log.
+    let _ = connect(KEY, url).await?.close().await;
+    let pool = db::connect(KEY, url, "reeve", 2).await?;
+    service::ready(&pool).await?;
+    Ok(pool)
+}
+
+/// The audit log takes this many characters; the prefix needs four.
+const USER_CHARS_MAX: usize = 196;
+
+fn actor(terminal: &Terminal<'_>) -> Result<String, Failure> {
+    let user = terminal.user.as_deref().unwrap_or_default().trim();
+    match user.chars().count() {
+        0 => Err(Failure::Actor("set REEVE_ACTOR to your name")),
+        1..=USER_CHARS_MAX if !user.contains(char::is_control) => Ok(format!("cli:{user}")),
+        _ => Err(Failure::Actor("REEVE_ACTOR must have at most 196 characters and no control characters")),
+    }
+}
+
+/// The argument itself, or all of standard input for `-`.
+fn payload(argument: &str, input: &mut dyn Read) -> Result<String, Failure> {
+    if argument != "-" {
+        return Ok(argument.to_owned());
+    }
+    let mut text = String::new();
+    input.read_to_string(&mut text).map_err(Failure::Input)?;
+    Ok(text)
+}

@@ -1,0 +1,101 @@
+//! Bringing the database to this build's schema, as its administrator.
+use reeve_jobs::program::migrate::{self as schema, MigrateError, VERSION};
+use serde::Serialize;
+use sqlx::{PgConnection, migrate::MigrateError as SqlxMigrateError};
+
+use super::ServiceError;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Migrated {
+    /// 0 when there was no schema.
+    pub from: i64,
+    pub to: i64,
+    /// The setting that was stored by this run.
+    pub app_context_setting: Option<String>,
+}
+
+/// Migrates, and stores the app's own tenant setting when one is given; without one the stored setting stays.
+pub async fn run(admin: &mut PgConnection, app_context_setting: Option<&str>) -> Result<Migrated, ServiceError> {
+    let migrated = match schema::run(admin).await {
+        Ok(migrated) => migrated,
+        Err(error) if lacks_rights(&error) => {
+            let role = sqlx::query_scalar("-- migrate.role\nSELECT current_user::text").fetch_one(admin).await?;
+            let lacks = "which may not create roles and schemas here; log in as the database's administrator";
+            return Err(ServiceError::Role { key: "admin_database_url", role, lacks });
+        }
+        Err(MigrateError::Failed(SqlxMigrateError::VersionMissing(found))) => {
+            return Err(ServiceError::Schema(MigrateError::Ahead { found, known: VERSION }));
+        }
+        Err(error) => return Err(ServiceError::Schema(error)),
+    };
+    if let Some(setting) = app_context_setting {
+        sqlx::query("-- migrate.app_context_setting\nUPDATE reeve.settings SET app_context_setting = $1")
+            .bind(setting)
+            .execute(admin)
+            .await?;
+    }
+    let app_context_setting = app_context_setting.map(str::to_owned);
+    Ok(Migrated { from: migrated.from, to: migrated.to, app_context_setting })
+}
+
+fn lacks_rights(error: &MigrateError) -> bool {
+    let error = match error {
+        MigrateError::Database(error)
+        | MigrateError::Failed(SqlxMigrateError::Execute(error) | SqlxMigrateError::ExecuteMigration(error, _)) => {
+            error
+        }
+        _ => return false,
+    };
+    // insufficient_privilege
+    error.as_database_error().and_then(|db| db.code()).is_some_and(|code| code == "42501")
+}
+
+#[cfg(test)]
+mod tests {
+    use reeve_jobs::testing::TestDatabase;
+    use sqlx::Connection;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn migrating_twice_changes_nothing_the_second_time() {
+        let db = TestDatabase::empty().await;
+        let mut admin = PgConnection::connect_with(&db.admin.connect_options()).await.expect("the administrator");
+        let first = run(&mut admin, Some("app.tenant_id")).await.expect("a migration");
+        assert_eq!((first.from, first.to), (0, VERSION));
+        let second = run(&mut admin, None).await.expect("a repetition");
+        assert_eq!((second.from, second.to), (VERSION, VERSION));
+        let stored: Option<String> = sqlx::query_scalar("SELECT app_context_setting FROM reeve.settings")
+            .fetch_one(&db.admin)
+            .await
+            .expect("settings");
+        assert_eq!(stored.as_deref(), Some("app.tenant_id"), "a run without the option leaves the setting");
+        db.drop_now().await;
+    }
+
+    #[tokio::test]
+    async fn a_database_ahead_of_the_program_is_refused() {
+        let db = TestDatabase::new().await;
+        sqlx::query(
+            "INSERT INTO public._reeve_migrations (version, description, success, checksum, execution_time)
+             VALUES ($1, 'later', true, '', 0)",
+        )
+        .bind(VERSION + 1)
+        .execute(&db.admin)
+        .await
+        .expect("a later migration");
+        let mut admin = PgConnection::connect_with(&db.admin.connect_options()).await.expect("the administrator");
+        let said = run(&mut admin, None).await.unwrap_err().to_string();
+        assert!(said.contains("update the program"), "{said}");
+        db.drop_now().await;
+    }
+
+    #[tokio::test]
+    async fn a_role_without_the_rights_is_named() {
+        let db = TestDatabase::empty().await;
+        let mut ops = PgConnection::connect_with(&db.options("reeve_ops")).await.expect("reeve_ops");
+        let error = run(&mut ops, None).await.unwrap_err();
+        assert!(matches!(&error, ServiceError::Role { role, .. } if role == "reeve_ops"), "{error}");
+        db.drop_now().await;
+    }
+}
