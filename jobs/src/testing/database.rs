@@ -113,11 +113,12 @@ async fn template(admin: &mut PgConnection) -> String {
     let name = format!("reeve_template_{:016x}", program::migrate::fingerprint());
     // One maker at a time; the lock goes with the connection.
     execute(admin, "SELECT pg_advisory_lock(7261)".to_owned()).await;
-    let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
-        .bind(&name)
-        .fetch_one(&mut *admin)
-        .await
-        .expect("pg_database");
+    let exists: bool =
+        sqlx::query_scalar("-- testing.template_exists\nSELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
+            .bind(&name)
+            .fetch_one(&mut *admin)
+            .await
+            .expect("pg_database");
     if !exists {
         let draft = format!("{name}_draft");
         execute(admin, format!("DROP DATABASE IF EXISTS {draft}")).await;
