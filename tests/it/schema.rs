@@ -14,6 +14,10 @@ const PROGRAM_ROLES: [&str; 6] =
     ["reeve_app", "reeve_worker", "reeve_scheduler", "reeve_ops", "reeve_dispatch", "reeve_owner"];
 const LOGIN_ROLES: [&str; 4] = ["reeve_app", "reeve_worker", "reeve_scheduler", "reeve_ops"];
 
+/// Functions that run as whoever migrates, who may be a superuser: each only reads what no other role can (the bookkeeping
+/// table, other roles' sessions), and takes no argument.
+const MIGRATORS_OWN: [&str; 2] = ["reeve.oldest_transaction()", "reeve.schema_version()"];
+
 /// Every grant to execute a function of the schema; its owner's own right is not listed. A new function stands here with
 /// the roles that need it, or is called by nobody but its owner.
 const MAY_EXECUTE: &[(&str, &[&str])] = &[
@@ -27,6 +31,7 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.history_upkeep(integer,integer)", &["reeve_scheduler"]),
     ("reeve.job_history_rows_between(date,date)", &["reeve_owner"]),
     ("reeve.new_id()", &["reeve_app", "reeve_worker"]),
+    ("reeve.oldest_transaction()", &["reeve_ops"]),
     ("reeve.ops_enqueue(text,text,jsonb,text,text)", &["reeve_ops"]),
     ("reeve.promote(integer)", &["reeve_scheduler"]),
     ("reeve.prune(integer,integer,integer)", &["reeve_scheduler"]),
@@ -128,10 +133,10 @@ async fn careless_definer_functions(db: &mut PgConnection) -> Vec<String> {
         db,
         "SELECT p.oid::regprocedure || ': SECURITY DEFINER, ' || fault FROM pg_proc p, LATERAL (VALUES
           ('search_path=pg_catalog, pg_temp' = ANY (coalesce(p.proconfig, '{}')), 'search_path is not pinned'),
-          (p.proowner::regrole::text = ANY ($1) OR p.oid = to_regprocedure('reeve.schema_version()'),
+          (p.proowner::regrole::text = ANY ($1) OR p.oid::regprocedure::text = ANY ($1),
            'owned by ' || p.proowner::regrole)) AS v (holds, fault)
         WHERE p.pronamespace = 'reeve'::regnamespace AND p.prosecdef AND NOT v.holds ORDER BY 1",
-        &["reeve_dispatch", "reeve_owner"],
+        &[["reeve_dispatch", "reeve_owner"], MIGRATORS_OWN].concat(),
     )
     .await
 }
