@@ -19,14 +19,17 @@ BEGIN
     CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = role_name);
     login := CASE WHEN role_name IN ('reeve_owner', 'reeve_dispatch') THEN 'NOLOGIN' ELSE 'LOGIN' END;
     BEGIN
-      EXECUTE format('CREATE ROLE %I %s NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE', role_name, login);
+      -- NOINHERIT: the owner may become reeve_dispatch, but passes none of its policies meanwhile.
+      EXECUTE format('CREATE ROLE %I %s NOINHERIT NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE', role_name, login);
     EXCEPTION WHEN duplicate_object OR unique_violation THEN
       NULL; -- another database of the cluster is being migrated at this moment
     END;
   END LOOP;
-  IF NOT pg_has_role(current_user, 'reeve_owner', 'MEMBER') THEN
-    EXECUTE format('GRANT reeve_owner TO %I', current_user);
-  END IF;
+  FOREACH role_name IN ARRAY ARRAY['reeve_owner', 'reeve_dispatch'] LOOP
+    IF NOT pg_has_role(current_user, role_name, 'MEMBER') THEN
+      EXECUTE format('GRANT %I TO %I', role_name, current_user);
+    END IF;
+  END LOOP;
   IF NOT pg_has_role('reeve_owner', 'reeve_dispatch', 'MEMBER') THEN
     GRANT reeve_dispatch TO reeve_owner;
   END IF;

@@ -1,6 +1,6 @@
 //! What happens when things break: workers killed, leases lost, connections cut, handlers that panic or hang.
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -112,8 +112,8 @@ async fn a_killed_workers_jobs_all_end_settled_and_every_duplicate_is_explained(
         *times.entry(seen.header("webhook-id")).or_default() += 1;
     }
     assert_eq!(i64::try_from(times.len()).expect("small"), events, "an event never arrived");
-    // An effect happened twice only where an attempt was cut short, which its attempt row says.
-    let interrupted: HashSet<String> = sqlx::query_scalar(
+    // An effect happened again only where an attempt was cut short, which its attempt row says: once for each.
+    let interrupted: Vec<String> = sqlx::query_scalar(
         "SELECT d.event_id FROM reeve.job_attempts t
          JOIN reeve.job_history h ON h.id = t.job_id AND h.tenant_id = t.tenant_id
          JOIN reeve.webhook_deliveries d ON d.tenant_id = h.tenant_id AND d.id::text = h.payload ->> 'delivery_id'
@@ -121,13 +121,12 @@ async fn a_killed_workers_jobs_all_end_settled_and_every_duplicate_is_explained(
     )
     .fetch_all(&town.db.admin)
     .await
-    .expect("attempts")
-    .into_iter()
-    .collect();
-    let twice: HashSet<_> = times.iter().filter(|(_, n)| **n > 1).map(|(id, _)| id.clone()).collect();
-    assert!(twice.is_subset(&interrupted), "unexplained duplicates: {:?}", twice.difference(&interrupted));
-    assert!(times.values().all(|n| *n <= 2), "one kill, and an effect more than twice");
-    assert_eq!(i64::try_from(interrupted.len()).expect("small"), held);
+    .expect("attempts");
+    for (id, n) in &times {
+        let explained = interrupted.iter().filter(|event| *event == id).count();
+        assert!(*n <= 1 + explained, "{id} arrived {n} times, and {explained} attempts were cut short");
+    }
+    assert!(i64::try_from(interrupted.len()).expect("small") >= held, "a job that the victim held has no attempt row");
 }
 
 fn lane() -> Lane {

@@ -377,7 +377,6 @@ async fn each_check_names_the_guard_that_was_removed() {
 }
 
 #[tokio::test]
-#[ignore = "reeve_owner inherits reeve_dispatch's rights and so its policies; 0001_roles.sql must make it NOINHERIT"]
 async fn the_owner_passes_no_policy() {
     let db = database().await;
     let mut admin = db.admin.acquire().await.expect("a connection");

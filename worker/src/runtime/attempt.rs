@@ -20,7 +20,6 @@ use reeve_jobs::{
     kinds::{Kind, Work},
     tenant::{Directory, DirectoryError, TenantContext, TenantState},
 };
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 
 use super::lease::{Lease, Stop};
@@ -30,18 +29,11 @@ use super::lease::{Lease, Stop};
 pub struct Job {
     pub claimed: Arc<ClaimedJob>,
     pub lease: Lease,
-    /// Its place in the buffer, while it is there.
-    place: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Job {
-    pub fn new(claimed: ClaimedJob, lease: Lease, place: Option<OwnedSemaphorePermit>) -> Self {
-        Self { claimed: Arc::new(claimed), lease, place: place.map(Arc::new) }
-    }
-
-    /// Frees its place for the next claim.
-    pub fn leave_buffer(&mut self) {
-        self.place = None;
+    pub fn new(claimed: ClaimedJob, lease: Lease) -> Self {
+        Self { claimed: Arc::new(claimed), lease }
     }
 }
 

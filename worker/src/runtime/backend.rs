@@ -16,19 +16,11 @@ use apalis_core::{
 };
 use futures::future::BoxFuture;
 use reeve_jobs::{job::Outcome, queue::Queue};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    task::JoinHandle,
-};
+use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
 use tokio_util::sync::PollSemaphore;
 use tower::{Layer, Service};
 
-use super::{
-    attempt::Job,
-    claimer::{BUFFER_MAX, Claimer},
-    outcome::settlement,
-    settler::Settler,
-};
+use super::{attempt::Job, buffer::Buffer, claimer::Claimer, outcome::settlement, settler::Settler};
 
 /// Never constructed: see the module's head.
 #[derive(Debug, thiserror::Error)]
@@ -36,14 +28,14 @@ pub enum Never {}
 
 enum Phase<Q> {
     Fresh(Box<Claimer<Q>>),
-    Running { buffer: mpsc::Receiver<Job>, claimer: JoinHandle<()> },
-    Closing { claimer: JoinHandle<()>, buffer: mpsc::Receiver<Job> },
+    Running { claimer: JoinHandle<()> },
     Closed,
 }
 
 /// One lane of the queue.
 pub struct LaneBackend<Q> {
     phase: Phase<Q>,
+    buffer: Arc<Buffer>,
     settler: Settler,
     stop: tokio_util::sync::CancellationToken,
 }
@@ -57,21 +49,25 @@ impl<Q> std::fmt::Debug for LaneBackend<Q> {
 impl<Q: Queue> LaneBackend<Q> {
     pub fn new(claimer: Claimer<Q>) -> Self {
         let (settler, stop) = (claimer.settler.clone(), claimer.stop.clone());
-        Self { phase: Phase::Fresh(Box::new(claimer)), settler, stop }
+        Self { phase: Phase::Fresh(Box::new(claimer)), buffer: Arc::default(), settler, stop }
     }
 
     fn start(&mut self) {
         if let Phase::Fresh(_) = &self.phase
             && let Phase::Fresh(claimer) = std::mem::replace(&mut self.phase, Phase::Closed)
         {
-            let (jobs, buffer) = mpsc::channel(BUFFER_MAX);
-            let room = Arc::new(Semaphore::new(BUFFER_MAX));
-            self.phase = Phase::Running { buffer, claimer: tokio::spawn(claimer.run(jobs, room)) };
+            self.phase = Phase::Running { claimer: tokio::spawn(claimer.run(self.buffer.clone())) };
         }
     }
+}
 
-    fn give_back(&self, job: &Job) {
-        self.settler.settle(settlement(&job.claimed, job.lease.token, &Outcome::Release, 0.0), None);
+impl<Q> LaneBackend<Q> {
+    /// Claims no more, and gives back what never started.
+    fn close(&self) {
+        self.stop.cancel();
+        for job in self.buffer.close() {
+            self.settler.settle(settlement(&job.claimed, job.lease.token, &Outcome::Release, 0.0), None);
+        }
     }
 }
 
@@ -85,52 +81,26 @@ impl<Q: Queue> Backend for LaneBackend<Q> {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>, _: &WorkerContext) -> Poll<Option<Result<Self::Task, Never>>> {
-        let Phase::Running { buffer, .. } = &mut self.phase else { return Poll::Ready(None) };
-        buffer.poll_recv(cx).map(|job| {
-            job.map(|mut job| {
-                job.leave_buffer();
-                Ok(TaskBuilder::new(job).build())
-            })
-        })
+        self.buffer.poll_pop(cx).map(|job| job.map(|job| Ok(TaskBuilder::new(job).build())))
     }
 
-    /// Nothing runs any more: give back what never started, and let the claimer finish the claim it is in.
+    /// Nothing runs any more: give back what never started, and let the claimer finish the claim it is in (it gives
+    /// back what that brings, for the buffer is closed).
     fn poll_close(&mut self, cx: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Never>> {
-        self.stop.cancel();
-        loop {
-            match std::mem::replace(&mut self.phase, Phase::Closed) {
-                Phase::Running { mut buffer, claimer } => {
-                    buffer.close();
-                    self.phase = Phase::Closing { claimer, buffer };
-                }
-                Phase::Closing { mut claimer, mut buffer } => {
-                    while let Ok(job) = buffer.try_recv() {
-                        self.give_back(&job);
-                    }
-                    if Pin::new(&mut claimer).poll(cx).is_pending() {
-                        self.phase = Phase::Closing { claimer, buffer };
-                        return Poll::Pending;
-                    }
-                    while let Ok(job) = buffer.try_recv() {
-                        self.give_back(&job);
-                    }
-                }
-                Phase::Fresh(_) | Phase::Closed => return Poll::Ready(Ok(())),
-            }
+        self.close();
+        if let Phase::Running { claimer } = &mut self.phase {
+            // A panic of the claimer ends it as well; its jobs run again when their leases expire.
+            let _ = ready!(Pin::new(claimer).poll(cx));
         }
+        self.phase = Phase::Closed;
+        Poll::Ready(Ok(()))
     }
 }
 
 /// Dropped without a close (the worker's future panicked): free what never started, without waiting for leases.
 impl<Q> Drop for LaneBackend<Q> {
     fn drop(&mut self) {
-        if let Phase::Running { buffer, .. } | Phase::Closing { buffer, .. } = &mut self.phase {
-            self.stop.cancel();
-            buffer.close();
-            while let Ok(job) = buffer.try_recv() {
-                self.settler.settle(settlement(&job.claimed, job.lease.token, &Outcome::Release, 0.0), None);
-            }
-        }
+        self.close();
     }
 }
 

@@ -1,9 +1,9 @@
 //! Keeps a lane's buffer filled: claims in batches, paces itself when there is little to do, and asks to be rung for only
 //! when there is nothing.
 //!
-//! How many jobs are claimed ahead follows how fast they go: some tens of milliseconds of work, and never fewer than
-//! there are slots. More would make a quiet tenant wait behind a flood that was claimed before it came; fewer would let
-//! fast jobs wait for the database.
+//! How many jobs are claimed ahead is learnt: just enough that the slots do not run dry while a claim is under way. More
+//! would make a quiet tenant wait long for the next claim; fewer would let fast jobs wait for the database. It is not
+//! computed from the pace of the jobs, since that falls with too small a buffer and would keep it small.
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -13,15 +13,13 @@ use reeve_jobs::{
     job::Outcome,
     queue::{Lane, Queue},
 };
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{attempt::Job, lease::Leases, outcome::settlement, settler::Settler};
+use super::{attempt::Job, buffer::Buffer, lease::Leases, outcome::settlement, settler::Settler};
 
 /// Jobs in a buffer, at most, however fast they go.
 pub const BUFFER_MAX: usize = 1_000;
-/// How much work is claimed ahead.
-const AHEAD: Duration = Duration::from_millis(25);
 /// After this long without a job the claimer asks to be rung for.
 const IDLE_AFTER: Duration = Duration::from_millis(150);
 /// A request to be rung for holds this long; renewed at half of it.
@@ -47,40 +45,39 @@ impl<Q> std::fmt::Debug for Claimer<Q> {
     }
 }
 
-/// Jobs started per second, lately.
-struct Pace {
-    since: Instant,
-    started: usize,
-    per_sec: f64,
+/// How many jobs to have claimed and not started.
+#[derive(Debug)]
+struct Ahead {
+    target: usize,
+    least: usize,
 }
 
-impl Pace {
-    fn note(&mut self, started: usize, now: Instant) {
-        self.started += started;
-        let spent = (now - self.since).as_secs_f64();
-        if spent >= 0.01 {
-            let rate = usize_to_f64(self.started) / spent;
-            self.per_sec = if self.per_sec == 0.0 { rate } else { 0.5 * self.per_sec + 0.5 * rate };
-            (self.since, self.started) = (now, 0);
+impl Ahead {
+    fn new(slots: usize) -> Self {
+        let least = slots.clamp(1, BUFFER_MAX);
+        Self { target: least, least }
+    }
+
+    /// After a claim that brought all it was asked for: `left` of the buffer were still there when it came.
+    fn learn(&mut self, left: usize) {
+        if left == 0 {
+            self.target = (self.target * 2).min(BUFFER_MAX);
+        } else if left > self.target / 4 {
+            self.target = (self.target - self.target.div_ceil(8)).max(self.least);
         }
     }
 }
 
-#[allow(clippy::cast_precision_loss, reason = "counts of jobs, far below 2^52")]
-fn usize_to_f64(n: usize) -> f64 {
-    n as f64
-}
-
 impl<Q: Queue> Claimer<Q> {
-    /// Runs until `stop`, or until the buffer's other end is gone.
-    pub async fn run(self, buffer: mpsc::Sender<Job>, room: Arc<Semaphore>) {
+    /// Runs until `stop`, or until the buffer is closed.
+    pub async fn run(self, buffer: Arc<Buffer>) {
         let mut cursor = random_cursor();
-        let mut pace = Pace { since: Instant::now(), started: 0, per_sec: 0.0 };
+        let mut ahead = Ahead::new(self.slots);
         let mut last_job = Instant::now();
         let mut faults = 0_u32;
         let mut waited: Option<Instant> = None;
         loop {
-            let Some(want) = self.wait_for_room(&room, &pace).await else { return };
+            let Some(want) = self.wait_for_room(&buffer, ahead.target).await else { return };
             let begun = Instant::now();
             // Never dropped half-way: a claim that the server carried out must be seen to its end.
             let claim = match self.queue.claim(&self.lane, want, &self.worker, &cursor, self.leases.duration).await {
@@ -97,13 +94,15 @@ impl<Q: Queue> Claimer<Q> {
             faults = 0;
             cursor = claim.cursor;
             let got = claim.jobs.len();
-            pace.note(got, begun);
+            if got >= want {
+                ahead.learn(buffer.len());
+            }
             if got > 0 {
                 last_job = Instant::now();
                 if waited.take().is_some() {
                     self.quietly(self.queue.stop_waiting(&self.lane).await);
                 }
-                if !self.hand_over(claim.jobs, begun, &buffer, &room).await {
+                if !self.hand_over(claim.jobs, begun, &buffer) {
                     return;
                 }
                 continue;
@@ -115,40 +114,18 @@ impl<Q: Queue> Claimer<Q> {
     }
 
     /// Waits until half of what should be buffered is free, and says how many to claim.
-    async fn wait_for_room(&self, room: &Semaphore, pace: &Pace) -> Option<usize> {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped right after")]
-        let ahead = (pace.per_sec * AHEAD.as_secs_f64()) as usize;
-        let target = ahead.clamp(self.slots, BUFFER_MAX);
-        let buffered_max = target / 2;
-        loop {
-            let free = room.available_permits();
-            let buffered = BUFFER_MAX - free.min(BUFFER_MAX);
-            if buffered <= buffered_max {
-                return if self.stop.is_cancelled() { None } else { Some(target - buffered) };
-            }
-            // Permits come back one by one as jobs start.
-            let needed = u32::try_from(BUFFER_MAX - buffered_max).unwrap_or(1);
-            let freed = self.stop.run_until_cancelled(room.acquire_many(needed)).await?;
-            drop(freed.ok()?);
-        }
+    async fn wait_for_room(&self, buffer: &Buffer, target: usize) -> Option<usize> {
+        let buffered = self.stop.run_until_cancelled(buffer.drained_to(target / 2)).await?;
+        if self.stop.is_cancelled() { None } else { Some(target - buffered) }
     }
 
-    async fn hand_over(
-        &self,
-        claimed: Vec<reeve_jobs::job::ClaimedJob>,
-        begun: Instant,
-        buffer: &mpsc::Sender<Job>,
-        room: &Arc<Semaphore>,
-    ) -> bool {
+    /// False when the buffer is closed: then the jobs are given back.
+    fn hand_over(&self, claimed: Vec<reeve_jobs::job::ClaimedJob>, begun: Instant, buffer: &Buffer) -> bool {
         let leases = self.leases.hold(&claimed, begun);
         let mut open = true;
         for (claimed, lease) in claimed.into_iter().zip(leases) {
-            // Never more than the room that was waited for.
-            let place = room.clone().try_acquire_owned().ok();
-            let job = Job::new(claimed, lease, place);
-            if let Err(back) = buffer.send(job).await {
+            if let Err(job) = buffer.push(Job::new(claimed, lease)) {
                 open = false;
-                let job = back.0;
                 self.settler.settle(settlement(&job.claimed, job.lease.token, &Outcome::Release, 0.0), None);
             }
         }
@@ -193,4 +170,23 @@ impl<Q: Queue> Claimer<Q> {
 /// Each worker begins its round of the tenants elsewhere.
 fn random_cursor() -> String {
     String::from(char::from(rand::random_range(b'0'..=b'z')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Ahead, BUFFER_MAX};
+
+    #[test]
+    fn a_dry_buffer_grows_and_a_full_one_shrinks_within_bounds() {
+        let mut ahead = Ahead::new(10);
+        for _ in 0..20 {
+            ahead.learn(0);
+        }
+        assert_eq!(ahead.target, BUFFER_MAX);
+        for _ in 0..100 {
+            ahead.learn(BUFFER_MAX);
+        }
+        assert_eq!(ahead.target, 10);
+        assert_eq!(Ahead::new(0).target, 1);
+    }
 }

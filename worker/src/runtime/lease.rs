@@ -35,7 +35,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    fn new(token: LeaseToken) -> Self {
+    pub(super) fn new(token: LeaseToken) -> Self {
         Self { token, stop: CancellationToken::new(), reason: Arc::default() }
     }
 

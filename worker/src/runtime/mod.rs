@@ -13,6 +13,7 @@
 pub mod attempt;
 pub mod backend;
 pub mod backoff;
+pub mod buffer;
 pub mod claimer;
 pub mod doorbell;
 pub mod fleet;
