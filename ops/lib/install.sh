@@ -111,11 +111,16 @@ install_by_apt() (
 
   as_root apt-get update
   packages=()
+  services=() # that come with what is new here; one that was installed before is its administrator's
   for thing in "$@"; do
     case $thing in
       compiler) packages+=(gcc libc6-dev) ;;
       postgres) packages+=("$(postgres_package)") ;;
-      redis) packages+=("$(redis_package)") ;;
+      redis)
+        redis=$(redis_package)
+        packages+=("$redis")
+        installed "$redis" || services+=("$redis")
+        ;;
       node)
         have node || packages+=(nodejs)
         have npm || packages+=(npm)
@@ -140,12 +145,8 @@ install_by_apt() (
   apt_install "${packages[@]}"
 
   # The guard keeps a service from starting now, not at the next boot.
-  for package in "${packages[@]}"; do
-    case $package in
-      redis-server | valkey-server)
-        ! have systemctl || as_root systemctl disable "$package" || say "could not disable the service $package"
-        ;;
-    esac
+  for service in ${services[@]+"${services[@]}"}; do
+    ! have systemctl || as_root systemctl disable "$service" || say "could not disable the service $service"
   done
 )
 

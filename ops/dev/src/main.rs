@@ -46,6 +46,9 @@ enum Command {
         /// Where to put the throw-away directory; by default the system's temporary directory.
         #[arg(long)]
         dir: Option<PathBuf>,
+        /// Write to disk as in production (fsync on), for measuring; by default nothing survives a crash of the machine.
+        #[arg(long)]
+        durable: bool,
         /// The command and its arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<String>,
@@ -89,7 +92,9 @@ fn in_one_line(error: &anyhow::Error) -> String {
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up { dir, once, programs_dir } => up(&dir, once, programs_dir).await,
-        Command::TestCluster { dir, command } => test_cluster(dir, &command).await,
+        Command::TestCluster { dir, durable, command } => {
+            test_cluster(dir, if durable { Flavour::Dev } else { Flavour::Test }, &command).await
+        }
         Command::Status { dir } => status(&dir),
         Command::Stop { dir } => stop(&dir).await,
     }
@@ -160,12 +165,12 @@ fn beside_this_program() -> anyhow::Result<PathBuf> {
     Ok(program.parent().context("this program is in no directory; use --programs-dir")?.to_owned())
 }
 
-async fn test_cluster(parent: Option<PathBuf>, words: &[String]) -> anyhow::Result<ExitCode> {
+async fn test_cluster(parent: Option<PathBuf>, flavour: Flavour, words: &[String]) -> anyhow::Result<ExitCode> {
     let parent = parent.unwrap_or_else(std::env::temp_dir);
     let mode = if os::is_root() { 0o711 } else { 0o700 };
     let dir = files::fresh_dir(&parent, "reeve-test", mode)
         .with_context(|| format!("cannot make a throw-away directory in {}", parent.display()))?;
-    let status = with_servers(&dir, words).await;
+    let status = with_servers(&dir, flavour, words).await;
     let removed = remove_cluster(&dir).with_context(|| format!("cannot remove {}", dir.display()));
     let status = status?;
     removed?;
@@ -174,13 +179,13 @@ async fn test_cluster(parent: Option<PathBuf>, words: &[String]) -> anyhow::Resu
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
-async fn with_servers(dir: &Path, words: &[String]) -> anyhow::Result<ExitStatus> {
+async fn with_servers(dir: &Path, flavour: Flavour, words: &[String]) -> anyhow::Result<ExitStatus> {
     let mut signals = Signals::listen()?;
     let (postgres_log, redis_log) = (dir.join("postgres.log"), dir.join("redis.log"));
     let options = PostgresOptions {
         dir: dir.join("postgres"),
         log: postgres_log,
-        flavour: Flavour::Test,
+        flavour,
         admin_password: secrets::random_text(32),
     };
     let redis_password = secrets::random_text(32);
