@@ -69,6 +69,9 @@ BEGIN
   IF priority NOT BETWEEN 1 AND 4 THEN
     RAISE EXCEPTION 'reeve: priority must be 1 (first) to 4 (last), not %', priority USING ERRCODE = 'RV005';
   END IF;
+  IF length(dedupe_key) NOT BETWEEN 1 AND 200 THEN
+    RAISE EXCEPTION 'reeve: a dedupe key has 1 to 200 characters, not %', length(dedupe_key) USING ERRCODE = 'RV005';
+  END IF;
   -- Twice: the job that stood in the way may end between the insert and the look.
   FOR i IN 1..10 LOOP
     INSERT INTO reeve.jobs (id, tenant_id, kind, queue, region, state, priority, attempts_max, run_at, unique_key,
@@ -94,14 +97,10 @@ BEGIN
     USING ERRCODE = 'RV007', HINT = 'Retry the transaction.';
 END $$;
 
--- Enqueues in the caller's transaction. Returns the job's id; with a dedupe_key that a live job of this tenant and
--- kind has, that job's id. `tenant_id` may only confirm the context.
---   RV001 no context   RV002 another tenant   RV003 tenant unknown   RV004 kind unknown   RV005 bad argument
---   RV006 tenant closing or closed
-CREATE FUNCTION reeve.enqueue(kind text, payload jsonb DEFAULT '{}', dedupe_key text DEFAULT NULL,
-                              run_at timestamptz DEFAULT NULL, priority integer DEFAULT NULL,
-                              traceparent text DEFAULT NULL, tenant_id text DEFAULT NULL) RETURNS uuid
-  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- What reeve.enqueue falls back to: the same, step by step, with the refusals.
+CREATE FUNCTION reeve.enqueue_carefully(kind text, payload jsonb, dedupe_key text, run_at timestamptz, priority integer,
+                                        traceparent text, tenant_id text) RETURNS uuid
+  LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   tenant text := reeve.caller_tenant();
   t reeve.tenants;
@@ -117,6 +116,47 @@ BEGIN
     RAISE EXCEPTION 'reeve: "%" is made by Reeve itself and cannot be enqueued by an app', kind USING ERRCODE = 'RV004';
   END IF;
   RETURN reeve.insert_job(t, k, payload, dedupe_key, run_at, priority, traceparent);
+END $$;
+
+-- Enqueues in the caller's transaction. Returns the job's id; with a dedupe_key that a live job of this tenant and
+-- kind has, that job's id. `tenant_id` may only confirm the context.
+--   RV001 no context   RV002 another tenant   RV003 tenant unknown   RV004 kind unknown   RV005 bad argument
+--   RV006 tenant closing or closed
+CREATE FUNCTION reeve.enqueue(kind text, payload jsonb DEFAULT '{}', dedupe_key text DEFAULT NULL,
+                              run_at timestamptz DEFAULT NULL, priority integer DEFAULT NULL,
+                              traceparent text DEFAULT NULL, tenant_id text DEFAULT NULL) RETURNS uuid
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  f record;
+  due timestamptz := coalesce(run_at, now());
+  job uuid;
+BEGIN
+  -- The usual case in two statements, since each costs an app's transaction. Whatever is unusual falls through to the
+  -- functions above, which say what is wrong.
+  SELECT c.own, c.app, t.id, t.region, k.queue, k.priority, k.attempts_max,
+         t.state = 'active' AND k.app_may_enqueue AND enqueue.dedupe_key IS NULL AND octet_length(enqueue.payload::text) <= k.payload_bytes_max
+           AND jsonb_typeof(enqueue.payload) = 'object' AS usual,
+         d.waiting_until > now() AS waited_for
+  INTO f
+  FROM reeve.settings s
+  CROSS JOIN LATERAL (SELECT nullif(current_setting('reeve.tenant_id', true), '') AS own,
+    CASE WHEN s.app_context_setting IS NOT NULL THEN nullif(current_setting(s.app_context_setting, true), '') END AS app) c
+  JOIN reeve.tenants t ON t.id = coalesce(c.own, c.app)
+  JOIN reeve.kinds k ON k.name = enqueue.kind
+  LEFT JOIN reeve.doorbells d ON d.queue = k.queue AND d.region = t.region;
+  IF f.usual AND coalesce(f.app, f.id) = f.id AND coalesce(enqueue.tenant_id, f.id) = f.id
+     AND coalesce(enqueue.priority, 1) BETWEEN 1 AND 4 THEN
+    INSERT INTO reeve.jobs (id, tenant_id, kind, queue, region, state, priority, attempts_max, run_at, traceparent, payload)
+    VALUES (reeve.new_id(), f.id, enqueue.kind, f.queue, f.region,
+            CASE WHEN due > now() THEN 'scheduled' ELSE 'available' END, coalesce(enqueue.priority, f.priority),
+            f.attempts_max, due, enqueue.traceparent, enqueue.payload)
+    RETURNING id INTO job;
+    IF f.waited_for AND due <= now() THEN
+      PERFORM pg_notify('reeve_jobs', f.queue || '@' || f.region);
+    END IF;
+    RETURN job;
+  END IF;
+  RETURN reeve.enqueue_carefully(kind, payload, dedupe_key, run_at, priority, traceparent, tenant_id);
 END $$;
 GRANT EXECUTE ON FUNCTION reeve.enqueue(text, jsonb, text, timestamptz, integer, text, text) TO reeve_app;
 
@@ -162,6 +202,12 @@ BEGIN
   LOOP
     PERFORM reeve.require_kind(bad.kind, bad.payload, t);
   END LOOP;
+  SELECT e.* INTO bad FROM jsonb_to_recordset(jobs) AS e (priority integer, dedupe_key text)
+  WHERE e.priority NOT BETWEEN 1 AND 4 OR length(e.dedupe_key) NOT BETWEEN 1 AND 200 LIMIT 1;
+  IF FOUND THEN
+    RAISE EXCEPTION 'reeve: a job''s priority must be 1 (first) to 4 (last) and its dedupe key have 1 to 200 characters; one has priority % and a key of % characters',
+      coalesce(bad.priority::text, 'unset'), coalesce(length(bad.dedupe_key), 0) USING ERRCODE = 'RV005';
+  END IF;
   WITH input AS MATERIALIZED (
     SELECT ord, reeve.new_id() AS id, x.name, x.queue, x.attempts_max, coalesce(e.priority, x.priority) AS priority,
            coalesce(e.payload, '{}') AS payload, coalesce(e.run_at, now()) AS run_at, e.dedupe_key, e.traceparent
@@ -262,7 +308,7 @@ BEGIN
         ORDER BY y.priority, y.run_at, y.id
         LIMIT greatest(0, least(quantum::bigint * tn.weight, cap.free, places)) FOR UPDATE SKIP LOCKED) x
       ORDER BY u.o LIMIT places))
-    RETURNING j.id, j.tenant_id, j.kind, j.payload, j.attempt, j.attempts_max, j.rescues, j.traceparent,
+    RETURNING j.id, j.tenant_id, j.kind, j.payload, j.attempt, j.attempts_max, j.rescues, j.traceparent::text,
               j.lease_token, j.created_at, j.run_at;
     GET DIAGNOSTICS got = ROW_COUNT;
     places := places - got;
