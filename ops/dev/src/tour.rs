@@ -99,7 +99,7 @@ pub async fn run(stack: &Stack, programs: &Path) -> Result<(), TourError> {
     }
     let rows = watch(&admin, &receiver, since).await?;
     verdict(&rows, &receiver)?;
-    places(stack)
+    places(stack, programs)
 }
 
 /// Endpoints of earlier tours lead to ports that nobody listens on any more.
@@ -236,13 +236,18 @@ fn verdict(rows: &[Row], receiver: &Receiver) -> Result<(), TourError> {
     }
 }
 
-fn places(stack: &Stack) -> Result<(), TourError> {
+fn places(stack: &Stack, programs: &Path) -> Result<(), TourError> {
     terminal::line("")?;
     terminal::line(format_args!("  PostgreSQL  127.0.0.1:{}, database reeve", stack.postgres.port()))?;
     terminal::line(format_args!("  Redis       127.0.0.1:{}", stack.redis.port()))?;
     terminal::line(format_args!("  S3          {}", stack.s3.endpoint))?;
     terminal::line(format_args!("  SMTP        {}, mails in {}", stack.mail.address, stack.mail.dir.display()))?;
     terminal::line(format_args!("  Logs        {}", stack.dir.join("log").display()))?;
-    terminal::line(format_args!("  Try         . {} && reeve jobs list --history", stack.env_file().display()))?;
+    let reeve = programs.join("reeve");
+    terminal::line(format_args!(
+        "  Try         . {} && {} jobs list --history",
+        stack.env_file().display(),
+        reeve.display()
+    ))?;
     Ok(())
 }
