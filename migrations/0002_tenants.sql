@@ -73,6 +73,15 @@ END $$;
 CREATE FUNCTION reeve.register_tenant(id text, name text, region text DEFAULT NULL) RETURNS text
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+  IF id IS NULL OR octet_length(id) NOT BETWEEN 1 AND 64 OR id ~ '[[:cntrl:]]' OR id = '-' THEN
+    RAISE EXCEPTION 'reeve: a tenant id has 1 to 64 bytes, no control characters, and is not "-"' USING ERRCODE = 'RV005';
+  END IF;
+  IF name IS NULL OR length(name) NOT BETWEEN 1 AND 200 THEN
+    RAISE EXCEPTION 'reeve: a tenant''s name has 1 to 200 characters' USING ERRCODE = 'RV005';
+  END IF;
+  IF region !~ '^[a-z0-9-]{1,32}$' THEN
+    RAISE EXCEPTION 'reeve: a region has 1 to 32 lower-case letters, digits and hyphens' USING ERRCODE = 'RV005';
+  END IF;
   INSERT INTO reeve.tenants AS t (id, name, region)
   VALUES (register_tenant.id, register_tenant.name,
           coalesce(register_tenant.region, (SELECT s.default_region FROM reeve.settings s)))

@@ -108,10 +108,15 @@ BEGIN
                     USING (tenant_id = (SELECT reeve.tenant()))', t);
     EXECUTE format('CREATE POLICY dispatch ON reeve.%I TO reeve_dispatch USING (true) WITH CHECK (true)', t);
     EXECUTE format('CREATE POLICY ops_read ON reeve.%I FOR SELECT TO reeve_ops USING (true)', t);
-    EXECUTE format('GRANT SELECT ON reeve.%I TO reeve_app, reeve_worker, reeve_ops', t);
+    EXECUTE format('GRANT SELECT ON reeve.%I TO reeve_worker, reeve_ops', t);
     EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON reeve.%I TO reeve_dispatch', t);
   END LOOP;
 END $$;
+-- Not when attempts began and ended: that would tell an app how long a webhook's port took to refuse, and so map our
+-- network (see webhook_attempts).
+GRANT SELECT (id, tenant_id, kind, queue, state, priority, attempt, attempts_max, run_at, created_at, unique_key,
+              traceparent, payload, last_error) ON reeve.jobs, reeve.job_history TO reeve_app;
+GRANT SELECT (tenant_id, job_id, attempt, outcome, error) ON reeve.job_attempts TO reeve_app;
 GRANT SELECT, INSERT, UPDATE ON reeve.doorbells TO reeve_dispatch;
 
 -- Makes the partitions of today and the coming days and drops those past their time. Runs as the owner, since only

@@ -1,9 +1,8 @@
 -- The queue's functions: the only way to its rows. Each is SECURITY DEFINER with a pinned search_path, owned by
--- reeve_dispatch, which row-level security lets see the queue's tables and nothing else.
+-- reeve_dispatch, whose policies cover the queue's tables, tenants, the audit log's end, and what emit() writes.
 --   app        enqueue, enqueue_many
---   worker     claim, wait_for_jobs, stop_waiting, renew, settle
---   scheduler  promote, rescue, prune, prune_stray_history
---   ops        ops_enqueue, retry_job, cancel_job
+--   worker     claim, mark_started, wait_for_jobs, stop_waiting, renew, settle
+-- What scheduler and operators call is in 0010_queue_upkeep.sql.
 SET LOCAL ROLE reeve_dispatch;
 
 CREATE FUNCTION reeve.ring_doorbell(queue text, region text) RETURNS void LANGUAGE plpgsql VOLATILE
@@ -69,10 +68,17 @@ BEGIN
   IF priority NOT BETWEEN 1 AND 4 THEN
     RAISE EXCEPTION 'reeve: priority must be 1 (first) to 4 (last), not %', priority USING ERRCODE = 'RV005';
   END IF;
+  -- Finite and near: what nobody means, and what a reader's calendar may not hold.
+  IF NOT isfinite(due) OR due NOT BETWEEN '2000-01-01' AND now() + interval '10 years' THEN
+    RAISE EXCEPTION 'reeve: run_at must lie between the year 2000 and ten years from now, not %', due USING ERRCODE = 'RV005';
+  END IF;
+  IF length(traceparent) > 64 THEN
+    RAISE EXCEPTION 'reeve: a traceparent has at most 64 characters, not %', length(traceparent) USING ERRCODE = 'RV005';
+  END IF;
   IF length(dedupe_key) NOT BETWEEN 1 AND 200 THEN
     RAISE EXCEPTION 'reeve: a dedupe key has 1 to 200 characters, not %', length(dedupe_key) USING ERRCODE = 'RV005';
   END IF;
-  -- Twice: the job that stood in the way may end between the insert and the look.
+  -- Again: the job that stood in the way may end between the insert and the look.
   FOR i IN 1..10 LOOP
     INSERT INTO reeve.jobs (id, tenant_id, kind, queue, region, state, priority, attempts_max, run_at, unique_key,
                             traceparent, payload)
@@ -145,7 +151,8 @@ BEGIN
   JOIN reeve.kinds k ON k.name = enqueue.kind
   LEFT JOIN reeve.doorbells d ON d.queue = k.queue AND d.region = t.region;
   IF f.usual AND coalesce(f.app, f.id) = f.id AND coalesce(enqueue.tenant_id, f.id) = f.id
-     AND coalesce(enqueue.priority, 1) BETWEEN 1 AND 4 THEN
+     AND coalesce(enqueue.priority, 1) BETWEEN 1 AND 4 AND coalesce(length(enqueue.traceparent), 0) <= 64
+     AND due BETWEEN '2000-01-01' AND now() + interval '10 years' THEN
     INSERT INTO reeve.jobs (id, tenant_id, kind, queue, region, state, priority, attempts_max, run_at, traceparent, payload)
     VALUES (reeve.new_id(), f.id, enqueue.kind, f.queue, f.region,
             CASE WHEN due > now() THEN 'scheduled' ELSE 'available' END, coalesce(enqueue.priority, f.priority),
@@ -202,11 +209,15 @@ BEGIN
   LOOP
     PERFORM reeve.require_kind(bad.kind, bad.payload, t);
   END LOOP;
-  SELECT e.* INTO bad FROM jsonb_to_recordset(jobs) AS e (priority integer, dedupe_key text)
-  WHERE e.priority NOT BETWEEN 1 AND 4 OR length(e.dedupe_key) NOT BETWEEN 1 AND 200 LIMIT 1;
+  -- The first element out of range goes through the single form, which says what is wrong with it.
+  SELECT e.* INTO bad
+  FROM jsonb_to_recordset(jobs) AS e (kind text, payload jsonb, dedupe_key text, run_at timestamptz, priority integer,
+                                      traceparent text)
+  WHERE e.priority NOT BETWEEN 1 AND 4 OR length(e.dedupe_key) NOT BETWEEN 1 AND 200 OR length(e.traceparent) > 64
+     OR NOT isfinite(e.run_at) OR e.run_at NOT BETWEEN '2000-01-01' AND now() + interval '10 years' LIMIT 1;
   IF FOUND THEN
-    RAISE EXCEPTION 'reeve: a job''s priority must be 1 (first) to 4 (last) and its dedupe key have 1 to 200 characters; one has priority % and a key of % characters',
-      coalesce(bad.priority::text, 'unset'), coalesce(length(bad.dedupe_key), 0) USING ERRCODE = 'RV005';
+    k := reeve.require_kind(bad.kind, '{}', t);
+    PERFORM reeve.insert_job(t, k, coalesce(bad.payload, '{}'), bad.dedupe_key, bad.run_at, bad.priority, bad.traceparent);
   END IF;
   WITH input AS MATERIALIZED (
     SELECT ord, reeve.new_id() AS id, x.name, x.queue, x.attempts_max, coalesce(e.priority, x.priority) AS priority,
@@ -229,13 +240,21 @@ BEGIN
     RETURN QUERY SELECT unnest(ids);
     RETURN;
   END IF;
-  -- Some dedupe keys were taken: name the job that has each. NULL when that job ended in the meantime.
-  RETURN QUERY
-    SELECT coalesce((SELECT j.id FROM reeve.jobs j WHERE j.id = u.id),
-                    (SELECT j.id FROM reeve.jobs j WHERE j.tenant_id = t.id AND j.kind = jobs -> (u.ord - 1)::int ->> 'kind'
-                       AND j.unique_key = jobs -> (u.ord - 1)::int ->> 'dedupe_key'
-                       AND j.state IN ('scheduled', 'available', 'running', 'retryable')))
-    FROM unnest(ids) WITH ORDINALITY u (id, ord) ORDER BY u.ord;
+  -- Some dedupe keys were taken: the single form names the job that has each, or makes one if that has just ended.
+  FOR bad IN
+    SELECT u.id, e.* FROM unnest(ids) WITH ORDINALITY u (id, nth)
+    JOIN ROWS FROM (jsonb_to_recordset(jobs) AS (kind text, payload jsonb, dedupe_key text, run_at timestamptz,
+                                                 priority integer, traceparent text))
+         WITH ORDINALITY AS e (kind, payload, dedupe_key, run_at, priority, traceparent, ord) ON e.ord = u.nth
+    ORDER BY u.nth
+  LOOP
+    IF EXISTS (SELECT FROM reeve.jobs j WHERE j.id = bad.id) THEN
+      RETURN NEXT bad.id;
+    ELSE
+      k := reeve.require_kind(bad.kind, '{}', t);
+      RETURN NEXT reeve.insert_job(t, k, coalesce(bad.payload, '{}'), bad.dedupe_key, bad.run_at, bad.priority, bad.traceparent);
+    END IF;
+  END LOOP;
 END $$;
 GRANT EXECUTE ON FUNCTION reeve.enqueue_many(jsonb, text) TO reeve_app;
 
@@ -256,68 +275,93 @@ CREATE FUNCTION reeve.ring(q text, r text, after text, upto text, n integer) RET
   SELECT coalesce(array_agg(t), '{}') FROM (SELECT t FROM ring WHERE t IS NOT NULL LIMIT n) s
 $$;
 
--- Claims up to `n` jobs fairly: an equal share times its weight for each tenant with ready jobs, from `cur` onwards,
--- wrapping once; all places go to whoever has work. Returns the jobs, then one row with id NULL whose tenant_id is the
--- cursor for the caller's next call. The attempt is counted here, so that a job that kills its worker is bounded.
+-- Claims up to `n` jobs fairly. Up to n tenants with ready jobs are gathered from the cursor onwards, around the ring;
+-- then places are dealt in rounds, one to each tenant (as many as its weight) a round, until there are none left. The
+-- next call begins behind the last tenant served, so whoever a cut round left out comes first. All places go to whoever
+-- has work. The attempt is counted here, so that a job that kills its worker is bounded.
+-- Returns the jobs, then one row with id NULL: its tenant_id is the cursor for the caller's next call, its attempt 1 when
+-- tenants are left that were not looked at.
 CREATE FUNCTION reeve.claim(q text, r text, n integer, w text, cur text, lease_secs double precision)
   RETURNS TABLE (id uuid, tenant_id text, kind text, payload jsonb, attempt integer, attempts_max integer,
-                 rescues integer, traceparent text, lease_token uuid, created_at timestamptz, run_at timestamptz)
+                 rescues integer, traceparent text, lease_token uuid)
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
   token uuid := gen_random_uuid();
   looked text[];
   mine text[];
+  chosen uuid[];
+  last_served text;
   quantum integer;
   places integer := n;
-  got integer;
   pos text := cur;
   wrapped boolean := false;
+  all_seen boolean := false;
 BEGIN
   FOR lap IN 1..8 LOOP
     looked := reeve.ring(q, r, pos, CASE WHEN wrapped THEN cur END, places);
-    IF cardinality(looked) = 0 THEN
-      EXIT WHEN wrapped;
+    IF cardinality(looked) < places AND NOT wrapped THEN
       wrapped := true;
-      pos := '';
-      CONTINUE;
+      looked := looked || reeve.ring(q, r, '', cur, places - cardinality(looked));
     END IF;
+    all_seen := wrapped AND cardinality(looked) < places;
+    EXIT WHEN cardinality(looked) = 0;
     -- Past every tenant that was looked at, not only those served: a hundred capped ones must not be a wall.
     pos := looked[cardinality(looked)];
     -- A statement of its own: the next one takes a fresh snapshot, and so counts the leases of whoever had the lock.
     SELECT array_agg(u.t ORDER BY u.o) INTO mine FROM unnest(looked) WITH ORDINALITY u (t, o)
     WHERE pg_try_advisory_xact_lock(7262, hashtext(q || '/' || u.t));
-    CONTINUE WHEN mine IS NULL;
-    quantum := ceil(places::numeric / cardinality(mine));
-    RETURN QUERY
-    UPDATE reeve.jobs j SET state = 'running', attempt = j.attempt + 1, lease_token = token, worker = w,
-           attempted_at = now(), lease_expires_at = now() + make_interval(secs => lease_secs)
-    -- = ANY (array), not a join: under a generic plan a join with LIMIT $1 hashes the whole table.
-    WHERE j.id = ANY (ARRAY(
-      SELECT x.id
-      FROM unnest(mine) WITH ORDINALITY u (t, o)
-      JOIN reeve.tenants tn ON tn.id = u.t AND NOT tn.paused AND tn.state <> 'closed'
-      CROSS JOIN LATERAL (
-        SELECT CASE WHEN tn.running_max IS NULL THEN 2147483647 ELSE tn.running_max - (
-          SELECT count(*)::integer FROM (SELECT 1 FROM reeve.jobs y WHERE y.queue = q AND y.region = r
-            AND y.tenant_id = u.t AND y.state = 'running' LIMIT tn.running_max) z) END AS free) cap
-      CROSS JOIN LATERAL (
-        SELECT y.id FROM reeve.jobs y
-        WHERE y.queue = q AND y.region = r AND y.tenant_id = u.t AND y.state = 'available'
-          AND (tn.state = 'active' OR y.kind IN (SELECT k.name FROM reeve.kinds k WHERE k.runs_when_closing))
-        ORDER BY y.priority, y.run_at, y.id
-        LIMIT greatest(0, least(quantum::bigint * tn.weight, cap.free, places)) FOR UPDATE SKIP LOCKED) x
-      ORDER BY u.o LIMIT places))
-    RETURNING j.id, j.tenant_id, j.kind, j.payload, j.attempt, j.attempts_max, j.rescues, j.traceparent::text,
-              j.lease_token, j.created_at, j.run_at;
-    GET DIAGNOSTICS got = ROW_COUNT;
-    places := places - got;
-    EXIT WHEN places <= 0;
+    IF mine IS NOT NULL THEN
+      quantum := ceil(places::numeric / cardinality(mine));
+      SELECT array_agg(c.id), (array_agg(c.t ORDER BY c.round DESC, c.o DESC))[1] INTO chosen, last_served
+      FROM (
+        SELECT x.id, u.t, u.o, (x.nth + tn.weight - 1) / tn.weight AS round
+        FROM unnest(mine) WITH ORDINALITY u (t, o)
+        JOIN reeve.tenants tn ON tn.id = u.t AND NOT tn.paused AND tn.state <> 'closed'
+        CROSS JOIN LATERAL (
+          SELECT CASE WHEN tn.running_max IS NULL THEN 2147483647 ELSE tn.running_max - (
+            SELECT count(*)::integer FROM (SELECT 1 FROM reeve.jobs y WHERE y.queue = q AND y.region = r
+              AND y.tenant_id = u.t AND y.state = 'running' LIMIT tn.running_max) z) END AS free) cap
+        CROSS JOIN LATERAL (
+          SELECT z.id, row_number() OVER () AS nth FROM (
+            SELECT y.id FROM reeve.jobs y
+            WHERE y.queue = q AND y.region = r AND y.tenant_id = u.t AND y.state = 'available'
+              AND (tn.state = 'active' OR y.kind IN (SELECT k.name FROM reeve.kinds k WHERE k.runs_when_closing))
+            ORDER BY y.priority, y.run_at, y.id
+            LIMIT greatest(0, least(quantum::bigint * tn.weight, cap.free, places)) FOR UPDATE SKIP LOCKED) z) x
+        ORDER BY round, u.o LIMIT places) c;
+      IF chosen IS NOT NULL THEN
+        RETURN QUERY
+        UPDATE reeve.jobs j SET state = 'running', attempt = j.attempt + 1, lease_token = token, worker = w,
+               -- A job that lost a lease before says itself when it starts (reeve.mark_started); see reeve.rescue.
+               attempted_at = CASE WHEN j.rescues = 0 THEN now() END,
+               lease_expires_at = now() + make_interval(secs => lease_secs)
+        -- = ANY (array), not a join: under a generic plan a join with LIMIT $1 hashes the whole table.
+        WHERE j.id = ANY (chosen)
+        RETURNING j.id, j.tenant_id, j.kind, j.payload, j.attempt, j.attempts_max, j.rescues, j.traceparent::text,
+                  j.lease_token;
+        places := places - cardinality(chosen);
+        IF places <= 0 THEN
+          pos := last_served;
+          EXIT;
+        END IF;
+      END IF;
+    END IF;
+    EXIT WHEN all_seen;
   END LOOP;
-  RETURN QUERY SELECT NULL::uuid, pos, NULL::text, NULL::jsonb, NULL::integer, NULL::integer, NULL::integer,
-                      NULL::text, NULL::uuid, NULL::timestamptz, NULL::timestamptz;
+  RETURN QUERY SELECT NULL::uuid, pos, NULL::text, NULL::jsonb, CASE WHEN all_seen THEN 0 ELSE 1 END, NULL::integer,
+                      NULL::integer, NULL::text, NULL::uuid;
 END $$;
 GRANT EXECUTE ON FUNCTION reeve.claim(text, text, integer, text, text, double precision) TO reeve_worker;
+
+-- A job that lost a lease before is about to start. False when its lease is gone: then it must not.
+CREATE FUNCTION reeve.mark_started(job uuid, token uuid) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  UPDATE reeve.jobs j SET attempted_at = now() WHERE j.id = job AND j.lease_token = token;
+  RETURN FOUND;
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.mark_started(uuid, uuid) TO reeve_worker;
 
 -- "I have nothing to do: ring when something comes." Not worth an fsync: polling is the truth.
 CREATE FUNCTION reeve.wait_for_jobs(q text, r text, secs double precision) RETURNS boolean LANGUAGE plpgsql
@@ -379,7 +423,9 @@ CREATE FUNCTION reeve.settle(ids uuid[], tokens uuid[], outcomes text[], delays 
                   WHEN 'retry' THEN CASE WHEN j.attempt >= j.attempts_max THEN 'dead'
                                          WHEN s.delay_secs > 0 THEN 'retryable' ELSE 'available' END
                   WHEN 'snooze' THEN 'scheduled' WHEN 'release' THEN 'available'
-                  WHEN 'dead' THEN 'dead' ELSE 'quarantined' END,
+                  -- No ELSE: an unknown word leaves no state, which the table refuses.
+                  WHEN 'dead' THEN 'dead' WHEN 'quarantine' THEN 'quarantined' END,
+        rescues = CASE WHEN s.outcome = 'release' THEN j.rescues ELSE 0 END,
         attempt = j.attempt - CASE WHEN s.outcome IN ('snooze', 'release') THEN 1 ELSE 0 END,
         run_at = CASE WHEN s.outcome IN ('retry', 'snooze') THEN now() + make_interval(secs => s.delay_secs) ELSE j.run_at END,
         lease_token = NULL, lease_expires_at = NULL,
@@ -400,176 +446,5 @@ CREATE FUNCTION reeve.settle(ids uuid[], tokens uuid[], outcomes text[], delays 
   SELECT o.id FROM over o UNION ALL SELECT k.id FROM kept k
 $$;
 GRANT EXECUTE ON FUNCTION reeve.settle(uuid[], uuid[], text[], double precision[], text[]) TO reeve_worker;
-
--- Makes due jobs available. Returns how many.
-CREATE FUNCTION reeve.promote(n integer) RETURNS integer LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-  moved integer;
-  lanes text[];
-BEGIN
-  WITH due AS (
-    UPDATE reeve.jobs j SET state = 'available'
-    WHERE j.id = ANY (ARRAY(SELECT x.id FROM reeve.jobs x
-                            WHERE x.state IN ('scheduled', 'retryable') AND x.run_at <= now()
-                            ORDER BY x.run_at LIMIT n FOR UPDATE SKIP LOCKED))
-    RETURNING j.queue, j.region)
-  SELECT count(*), array_agg(DISTINCT d.queue || '@' || d.region) INTO moved, lanes FROM due d;
-  PERFORM reeve.ring_doorbell(split_part(lane, '@', 1), split_part(lane, '@', 2)) FROM unnest(lanes) lane;
-  RETURN moved;
-END $$;
-GRANT EXECUTE ON FUNCTION reeve.promote(integer) TO reeve_scheduler;
-
--- Takes back jobs whose lease ran out. Three such ends without a settlement: quarantine, with the workers' names as
--- evidence, so that a job that kills its worker does not kill the fleet. Otherwise available again, or dead when its
--- attempts are used up. A job that was to be cancelled is: its worker took the order with it, and nobody else has it.
-CREATE FUNCTION reeve.rescue(n integer)
-  RETURNS TABLE (id uuid, tenant_id text, kind text, state text, worker text) LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
-DECLARE
-  lost record;
-  next_state text;
-  evidence text;
-BEGIN
-  FOR lost IN
-    SELECT j.* FROM reeve.jobs j WHERE j.state = 'running' AND j.lease_expires_at < now()
-    ORDER BY j.lease_expires_at LIMIT n FOR UPDATE SKIP LOCKED
-  LOOP
-    INSERT INTO reeve.job_attempts (tenant_id, job_id, attempt, outcome, worker, started_at, error)
-    VALUES (lost.tenant_id, lost.id, lost.attempt, 'lease_expired', lost.worker, lost.attempted_at,
-            format('lease expired at %s without a settlement', lost.lease_expires_at));
-    IF lost.cancel_reason IS NOT NULL THEN
-      DELETE FROM reeve.jobs j WHERE j.id = lost.id;
-      INSERT INTO reeve.job_history (id, tenant_id, kind, queue, region, state, priority, attempt, attempts_max, rescues,
-                                     run_at, created_at, attempted_at, worker, unique_key, traceparent, payload, last_error)
-      VALUES (lost.id, lost.tenant_id, lost.kind, lost.queue, lost.region, 'cancelled', lost.priority, lost.attempt,
-              lost.attempts_max, lost.rescues + 1, lost.run_at, lost.created_at, lost.attempted_at, lost.worker,
-              lost.unique_key, lost.traceparent, lost.payload, lost.cancel_reason);
-      RETURN QUERY SELECT lost.id, lost.tenant_id, lost.kind, 'cancelled', lost.worker;
-      CONTINUE;
-    END IF;
-    next_state := CASE WHEN lost.rescues + 1 >= 3 THEN 'quarantined'
-                       WHEN lost.attempt >= lost.attempts_max THEN 'dead' ELSE 'available' END;
-    evidence := format('lease expired %s times without a settlement; workers: %s', lost.rescues + 1,
-      (SELECT string_agg(a.worker || ' (attempt ' || a.attempt || ')', ', ' ORDER BY a.ended_at)
-       FROM reeve.job_attempts a
-       WHERE a.tenant_id = lost.tenant_id AND a.job_id = lost.id AND a.outcome = 'lease_expired'));
-    UPDATE reeve.jobs j SET state = next_state, rescues = lost.rescues + 1, lease_token = NULL,
-           lease_expires_at = NULL, last_error = evidence
-    WHERE j.id = lost.id;
-    IF next_state = 'quarantined' THEN
-      PERFORM reeve.audit_append(lost.tenant_id, 'scheduler', 'job.quarantined', 'job:' || lost.id, evidence, '{}',
-                                 lost.id, lost.attempt, NULL);
-    ELSIF next_state = 'available' THEN
-      PERFORM reeve.ring_doorbell(lost.queue, lost.region);
-    END IF;
-    RETURN QUERY SELECT lost.id, lost.tenant_id, lost.kind, next_state, lost.worker;
-  END LOOP;
-END $$;
-GRANT EXECUTE ON FUNCTION reeve.rescue(integer) TO reeve_scheduler;
-
--- Moves parked jobs past their keep time to history and drops old attempt rows, at most n of each. Returns both counts.
-CREATE FUNCTION reeve.prune(parked_days integer, attempt_days integer, n integer)
-  RETURNS TABLE (parked bigint, attempts bigint) LANGUAGE sql SECURITY DEFINER
-  SET search_path = pg_catalog, pg_temp AS $$
-  WITH gone AS (
-    DELETE FROM reeve.jobs j WHERE j.id = ANY (ARRAY(
-      SELECT x.id FROM reeve.jobs x WHERE x.state IN ('dead', 'quarantined')
-        AND coalesce(x.attempted_at, x.created_at) < now() - make_interval(days => parked_days)
-      LIMIT n FOR UPDATE SKIP LOCKED))
-    RETURNING j.*),
-  history AS (
-    INSERT INTO reeve.job_history (id, tenant_id, kind, queue, region, state, priority, attempt, attempts_max, rescues,
-                                   run_at, created_at, attempted_at, worker, unique_key, traceparent, payload, last_error)
-    SELECT g.id, g.tenant_id, g.kind, g.queue, g.region, g.state, g.priority, g.attempt, g.attempts_max, g.rescues,
-           g.run_at, g.created_at, g.attempted_at, g.worker, g.unique_key, g.traceparent, g.payload, g.last_error
-    FROM gone g),
-  old AS (
-    DELETE FROM reeve.job_attempts a WHERE a.ctid = ANY (ARRAY(
-      SELECT x.ctid FROM reeve.job_attempts x WHERE x.ended_at < now() - make_interval(days => attempt_days) LIMIT n))
-    RETURNING 1)
-  SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM old)
-$$;
-GRANT EXECUTE ON FUNCTION reeve.prune(integer, integer, integer) TO reeve_scheduler;
-
--- Retention for history that fell into the default partition: days are dropped whole, and that one never is. Deletes
--- at most n rows, past their time by the same rule as a day's partition, and returns how many.
-CREATE FUNCTION reeve.prune_stray_history(keep_days integer, n integer) RETURNS bigint LANGUAGE sql SECURITY DEFINER
-  SET search_path = pg_catalog, pg_temp AS $$
-  WITH gone AS (
-    DELETE FROM reeve.job_history h
-    WHERE h.tableoid = 'reeve.job_history_default'::regclass AND h.ctid = ANY (ARRAY(
-      SELECT x.ctid FROM reeve.job_history x
-      WHERE x.tableoid = 'reeve.job_history_default'::regclass
-        AND x.finished_at < ((now() AT TIME ZONE 'UTC')::date - keep_days)::timestamp AT TIME ZONE 'UTC'
-      LIMIT n))
-    RETURNING 1)
-  SELECT count(*) FROM gone
-$$;
-GRANT EXECUTE ON FUNCTION reeve.prune_stray_history(integer, integer) TO reeve_scheduler;
-
--- What operators do to one job. Each is audited in the same transaction, with who and why.
-CREATE FUNCTION reeve.ops_enqueue(tenant text, kind text, payload jsonb, actor text, reason text) RETURNS uuid
-  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-  t reeve.tenants := reeve.require_tenant(tenant);
-  k reeve.kinds := reeve.require_kind(kind, payload, t);
-  job uuid := reeve.insert_job(t, k, payload, NULL, NULL, NULL, NULL);
-BEGIN
-  PERFORM reeve.audit_append(tenant, actor, 'job.enqueued', 'job:' || job, reason, '{}', job, NULL, NULL);
-  RETURN job;
-END $$;
-
--- Gives a parked or waiting job a fresh set of attempts, now. Returns its former state, or NULL when there is no such job.
-CREATE FUNCTION reeve.retry_job(job uuid, actor text, reason text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-  j reeve.jobs;
-BEGIN
-  SELECT * INTO j FROM reeve.jobs x WHERE x.id = job FOR UPDATE;
-  IF NOT FOUND THEN
-    RETURN NULL;
-  END IF;
-  IF j.state NOT IN ('dead', 'quarantined', 'retryable', 'scheduled') THEN
-    RAISE EXCEPTION 'reeve: job % is %; only dead, quarantined, retryable and scheduled jobs can be retried', job, j.state
-      USING ERRCODE = 'RV008';
-  END IF;
-  PERFORM reeve.require_tenant(j.tenant_id);
-  UPDATE reeve.jobs x SET state = 'available', run_at = now(), rescues = 0, cancel_reason = NULL,
-         attempts_max = x.attempt + (SELECT coalesce(max(k.attempts_max), 1) FROM reeve.kinds k WHERE k.name = x.kind)
-  WHERE x.id = job;
-  PERFORM reeve.ring_doorbell(j.queue, j.region);
-  PERFORM reeve.audit_append(j.tenant_id, actor, 'job.retried', 'job:' || job, reason, '{}', job, j.attempt, NULL);
-  RETURN j.state;
-EXCEPTION WHEN unique_violation THEN
-  RAISE EXCEPTION 'reeve: another live job has the dedupe key of job %', job USING ERRCODE = 'RV008',
-    HINT = 'Cancel that one first, or let it do the work.';
-END $$;
-
--- Cancels a job: at once when it is not running, else its worker is told with the next renewal of its lease.
-CREATE FUNCTION reeve.cancel_job(job uuid, actor text, reason text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-  j reeve.jobs;
-BEGIN
-  SELECT * INTO j FROM reeve.jobs x WHERE x.id = job FOR UPDATE;
-  IF NOT FOUND THEN
-    RETURN NULL;
-  END IF;
-  PERFORM reeve.audit_append(j.tenant_id, actor, 'job.cancelled', 'job:' || job, reason, '{}', job, j.attempt, NULL);
-  IF j.state = 'running' THEN
-    UPDATE reeve.jobs x SET cancel_reason = left(reason, 500) WHERE x.id = job;
-    RETURN j.state;
-  END IF;
-  DELETE FROM reeve.jobs x WHERE x.id = job;
-  INSERT INTO reeve.job_history (id, tenant_id, kind, queue, region, state, priority, attempt, attempts_max, rescues,
-                                 run_at, created_at, attempted_at, worker, unique_key, traceparent, payload, last_error)
-  VALUES (j.id, j.tenant_id, j.kind, j.queue, j.region, 'cancelled', j.priority, j.attempt, j.attempts_max, j.rescues,
-          j.run_at, j.created_at, j.attempted_at, j.worker, j.unique_key, j.traceparent, j.payload, left(reason, 500));
-  RETURN j.state;
-END $$;
-GRANT EXECUTE ON FUNCTION reeve.ops_enqueue(text, text, jsonb, text, text), reeve.retry_job(uuid, text, text),
-  reeve.cancel_job(uuid, text, text) TO reeve_ops;
 
 RESET ROLE;

@@ -116,15 +116,24 @@ DECLARE
   t reeve.tenants := reeve.require_tenant(reeve.caller_tenant());
   k reeve.kinds := reeve.require_kind('webhook.deliver', '{}', t);
   event text := 'msg_' || replace(reeve.new_id()::text, '-', '');
+  body text;
   target record;
   delivery uuid;
 BEGIN
+  IF event_type IS NULL OR event_type !~ '^[a-z0-9_]+(\.[a-z0-9_]+)*$' OR length(event_type) > 100 THEN
+    RAISE EXCEPTION 'reeve: "%" is no event type', left(event_type, 100) USING ERRCODE = 'RV005',
+      HINT = 'Lower-case words of letters, digits and _, joined by dots, at most 100 characters: contact.updated.';
+  END IF;
   IF jsonb_typeof(payload) IS DISTINCT FROM 'object' THEN
     RAISE EXCEPTION 'reeve: the payload of an event must be a JSON object' USING ERRCODE = 'RV005';
   END IF;
-  INSERT INTO reeve.webhook_events (tenant_id, id, event_type, body)
-  VALUES (t.id, event, event_type, jsonb_build_object('type', event_type, 'data', payload, 'timestamp',
-    to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))::text);
+  body := jsonb_build_object('type', event_type, 'data', payload, 'timestamp',
+    to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))::text;
+  IF octet_length(body) > 262144 THEN
+    RAISE EXCEPTION 'reeve: the event has % bytes, more than the limit of 262144', octet_length(body) USING ERRCODE = 'RV005',
+      HINT = 'Send ids, and let the receiver ask for the rest.';
+  END IF;
+  INSERT INTO reeve.webhook_events (tenant_id, id, event_type, body) VALUES (t.id, event, event_type, body);
   FOR target IN
     SELECT e.id FROM reeve.webhook_endpoints e
     WHERE e.tenant_id = t.id AND e.state = 'enabled' AND (e.event_types = '{}' OR emit.event_type = ANY (e.event_types))

@@ -16,7 +16,6 @@
 //! operator; nothing claims them.
 use std::{fmt, str::FromStr, time::Duration};
 
-use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -126,8 +125,6 @@ pub struct ClaimedJob {
     pub rescues: i32,
     pub traceparent: Option<String>,
     pub lease_token: LeaseToken,
-    pub created_at: DateTime<Utc>,
-    pub run_at: DateTime<Utc>,
 }
 
 /// How an attempt ended. A value, not an error: the handler says what is to happen next.

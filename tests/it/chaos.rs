@@ -10,7 +10,7 @@ use std::{
 
 use reeve_jobs::{
     TenantContext, TenantId, client,
-    job::{ClaimedJob, JobId, Outcome},
+    job::{ClaimedJob, JobId, LeaseToken, Outcome},
     kinds::{ProbeFleet, Work},
     queue::{Lane, PostgresQueue, Queue, Settlement},
 };
@@ -97,8 +97,15 @@ async fn a_killed_workers_jobs_all_end_settled_and_every_duplicate_is_explained(
     })
     .await;
     victim.kill().await.expect("kill -9");
+    // What it had sent may still be carried out; then nothing of it is left.
+    until("the server has noticed", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND application_name = 'reeve-worker'";
+        town.count(sql).await == 0
+    })
+    .await;
     let held = running(&town).await;
-    assert!(held >= 1, "the victim held nothing");
+    assert!(held >= 50, "the victim held {held} jobs when it was killed");
 
     let _rescuer = rescue_for_ever(&town);
     let mut heir = town.worker_program_with(&settings);
@@ -127,6 +134,11 @@ async fn a_killed_workers_jobs_all_end_settled_and_every_duplicate_is_explained(
         assert!(*n <= 1 + explained, "{id} arrived {n} times, and {explained} attempts were cut short");
     }
     assert!(i64::try_from(interrupted.len()).expect("small") >= held, "a job that the victim held has no attempt row");
+    let again: usize = times.values().map(|n| n - 1).sum();
+    eprintln!(
+        "{held} jobs were held at the kill; {} attempts were cut short; {again} events arrived again",
+        interrupted.len()
+    );
 }
 
 fn lane() -> Lane {
@@ -177,7 +189,11 @@ async fn a_job_that_kills_its_worker_three_times_is_quarantined_with_evidence() 
         let name = format!("victim-{n}");
         let mut victim =
             town.worker_program_with(&[("REEVE_WORKER__LEASE_SECS", "4"), ("REEVE_WORKER__NAME", name.as_str())]);
-        until("the job runs", async || running(&town).await == 1).await;
+        until("the job has started", async || {
+            town.count("SELECT count(*) FROM reeve.jobs WHERE state = 'running' AND attempted_at IS NOT NULL").await
+                == 1
+        })
+        .await;
         victim.kill().await.expect("kill -9");
         until("the job was taken back", async || running(&town).await == 0).await;
     }
@@ -194,6 +210,98 @@ async fn a_job_that_kills_its_worker_three_times_is_quarantined_with_evidence() 
     assert!(queue.claim(&lane(), 10, "w", "", Duration::from_secs(30)).await.expect("a claim").jobs.is_empty());
 }
 
+/// Jobs that merely stood beside a killer are no killers: its quarantine must not take them along.
+#[tokio::test]
+async fn neighbours_of_a_job_that_kills_its_worker_are_done_all_the_same() {
+    let town = Town::new().await;
+    let killer = enqueue(&town, &town.a, &sleeping(25_000)).await;
+    let _rescuer = rescue_for_ever(&town);
+    let mut first_blood = 0;
+    for n in 1..=3 {
+        // One slot: the killer runs, or waits behind what was rescued with it; the others only stand in the buffer.
+        let mut victim =
+            town.worker_program_with(&[("REEVE_WORKER__LEASE_SECS", "4"), ("REEVE_WORKER__SLOTS__PROBES", "1")]);
+        if n == 1 {
+            until("the killer runs", async || running(&town).await == 1).await;
+            flood(&town, &town.b, 30).await;
+        }
+        until("the killer has started", async || {
+            town.count(
+                "SELECT count(*) FROM reeve.jobs WHERE state = 'running' AND attempted_at IS NOT NULL
+                        AND payload ->> 'sleep_ms' = '25000'",
+            )
+            .await
+                == 1
+        })
+        .await;
+        if n == 1 {
+            until("others stand behind it", async || running(&town).await > 1).await;
+            first_blood = running(&town).await - 1;
+        }
+        victim.kill().await.expect("kill -9");
+        until("all were taken back", async || running(&town).await == 0).await;
+    }
+    assert_eq!(town.state(killer).await, "quarantined");
+    assert!(first_blood >= 1);
+    let mut heir = town.worker_program();
+    until("the neighbours are done", async || {
+        town.count("SELECT count(*) FROM reeve.job_history WHERE state = 'completed'").await == 30
+    })
+    .await;
+    heir.kill().await.expect("killed");
+    assert_eq!(town.count("SELECT count(*) FROM reeve.jobs WHERE state = 'quarantined'").await, 1);
+}
+
+#[tokio::test]
+async fn a_settled_attempt_clears_the_record_of_lost_leases() {
+    let town = Town::new().await;
+    let job = enqueue(&town, &town.a, &ProbeFleet::default()).await;
+    let queue = PostgresQueue::new(town.worker.clone());
+    let claim = async || {
+        let claim = queue.claim(&lane(), 1, "w", "", Duration::from_secs(30)).await.expect("a claim");
+        claim.jobs.into_iter().next().expect("the job")
+    };
+    claim().await;
+    sqlx::query("UPDATE reeve.jobs SET lease_expires_at = now() - interval '1 s'")
+        .execute(&town.db.admin)
+        .await
+        .expect("lost");
+    rescuer::run_once(&town.db.admin).await.expect("rescue");
+    let second = claim().await;
+    assert_eq!(second.rescues, 1);
+    assert!(queue.mark_started(second.id, second.lease_token).await.expect("answered"));
+    assert!(!queue.mark_started(second.id, LeaseToken(uuid::Uuid::nil())).await.expect("answered"));
+    let retry = Settlement { outcome: "retry", ..done(&second) };
+    assert_eq!(queue.settle(&[retry]).await.expect("answered"), vec![job]);
+    assert_eq!(claim().await.rescues, 0);
+}
+
+/// A payload that PostgreSQL holds and this program cannot read: it dies alone.
+#[tokio::test]
+async fn a_job_that_cannot_be_read_takes_no_neighbour_with_it() {
+    let town = Town::new().await;
+    flood(&town, &town.a, 5).await;
+    let mut tx = town.app.begin().await.expect("begin");
+    client::set_tenant(&mut tx, &town.b).await.expect("context");
+    for bad in [r#"{"sleep_ms": 1e400}"#.to_owned(), format!("{{\"note\": {}1{}}}", "[".repeat(200), "]".repeat(200))] {
+        sqlx::query("SELECT reeve.enqueue('fleet.probe', $1::jsonb)")
+            .bind(bad)
+            .execute(&mut *tx)
+            .await
+            .expect("enqueued");
+    }
+    tx.commit().await.expect("commit");
+    let fleet = town.fleet(Does(|_, _| async { Outcome::Done }), 4);
+    until("all have settled", async || {
+        town.count("SELECT count(*) FROM reeve.jobs WHERE state IN ('available', 'running', 'retryable')").await == 0
+    })
+    .await;
+    fleet.stop().await;
+    assert_eq!(town.count("SELECT count(*) FROM reeve.job_history WHERE state = 'completed'").await, 5);
+    let dead = "SELECT count(*) FROM reeve.jobs WHERE state = 'dead' AND last_error LIKE 'the job cannot be read%'";
+    assert_eq!(town.count(dead).await, 2);
+}
+
 #[tokio::test]
 async fn a_stopped_worker_settles_what_ends_in_time_and_gives_back_the_rest() {
     let town = Town::new().await;
@@ -205,7 +313,9 @@ async fn a_stopped_worker_settles_what_ends_in_time_and_gives_back_the_rest() {
         town.worker_program_with(&[("REEVE_WORKER__GRACE_SECS", "1"), ("REEVE_WORKER__SLOTS__PROBES", "6")]);
     until("all six run", async || running(&town).await == 6).await;
     flood(&town, &town.a, 50).await;
+    until("some stand in the buffer", async || running(&town).await > 6).await;
     send_signal(&worker, libc::SIGTERM);
+    until("what never started is given back at once", async || running(&town).await <= 6).await;
     let ended = worker.wait().await.expect("it ends");
     assert!(ended.success(), "{ended}");
     assert_eq!(running(&town).await, 0, "held by a process that is gone");

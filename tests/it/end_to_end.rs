@@ -83,6 +83,41 @@ async fn the_last_refused_attempt_ends_the_delivery_and_parks_the_job() {
     until("it is dead", async || town.count("SELECT count(*) FROM reeve.jobs WHERE state = 'dead'").await == 1).await;
     fleet.stop().await;
     assert_eq!(text(&town, "SELECT state FROM reeve.webhook_deliveries").await, "failed");
+
+    // The receiver is mended, and an operator gives the job new attempts.
+    receiver.answer_with("/a", 200);
+    let fleet = town.fleet(town.duties(), 2);
+    sqlx::query("SELECT reeve.retry_job(id, 'test', 'mended') FROM reeve.jobs")
+        .execute(&town.db.admin)
+        .await
+        .expect("retried");
+    until("it is delivered", async || {
+        town.count("SELECT count(*) FROM reeve.webhook_deliveries WHERE state = 'delivered'").await == 1
+    })
+    .await;
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn a_delivery_whose_job_is_gone_is_failed_by_upkeep() {
+    let town = Town::new().await;
+    town.endpoint(&town.a, "http://127.0.0.1:9/").await;
+    emit(&town, &town.a).await;
+    emit(&town, &town.a).await;
+    for sql in [
+        "UPDATE reeve.webhook_deliveries SET created_at = now() - interval '2 hours'",
+        "UPDATE reeve.jobs SET state = 'scheduled', run_at = now() + interval '1 day'",
+        "SELECT reeve.cancel_job(min(id::text)::uuid, 'test', 'not needed') FROM reeve.jobs",
+        "SELECT reeve.ops_enqueue('a', 'webhook.prune', '{}', 'test', 'now')",
+    ] {
+        sqlx::query(sql).execute(&town.db.admin).await.expect("arranged");
+    }
+    let fleet = town.fleet(town.duties(), 1);
+    until("swept", async || town.count("SELECT count(*) FROM reeve.job_history WHERE state = 'completed'").await == 1)
+        .await;
+    fleet.stop().await;
+    let states = text(&town, "SELECT string_agg(state, ',' ORDER BY state) FROM reeve.webhook_deliveries").await;
+    assert_eq!(states, "failed,pending");
 }
 
 #[tokio::test]

@@ -90,17 +90,24 @@ fn rolled_back_transactions_leave_no_job_and_committed_ones_always_do() {
     runner
         .run(&scripts, |scripts| {
             runtime.block_on(async {
-                let before = town.count("SELECT count(*) FROM reeve.jobs").await;
+                let jobs_of = async |tenant: &TenantId| -> i64 {
+                    sqlx::query_scalar("SELECT count(*) FROM reeve.jobs WHERE tenant_id = $1")
+                        .bind(tenant.as_str())
+                        .fetch_one(&town.db.admin)
+                        .await
+                        .expect("a count")
+                };
+                let before = [jobs_of(&town.a).await, jobs_of(&town.b).await];
                 let plays = scripts.iter().map(|(script, first)| {
                     let tenant = if *first { town.a.clone() } else { town.b.clone() };
                     tokio::spawn(play(town.app.clone(), tenant, script.clone()))
                 });
-                let mut expected = 0;
-                for play in futures::future::join_all(plays).await {
-                    expected += play.expect("no panic");
+                let mut expected = [0, 0];
+                for (play, (_, first)) in futures::future::join_all(plays).await.into_iter().zip(&scripts) {
+                    expected[usize::from(!*first)] += play.expect("no panic");
                 }
-                let after = town.count("SELECT count(*) FROM reeve.jobs").await;
-                prop_assert_eq!(after - before, expected);
+                let left = [jobs_of(&town.a).await - before[0], jobs_of(&town.b).await - before[1]];
+                prop_assert_eq!(left, expected);
                 Ok(())
             })
         })
@@ -147,6 +154,22 @@ async fn bad_input_is_refused_with_what_to_do_and_leaves_nothing() {
         (a, "SELECT reeve.enqueue_many('{}')", "RV005", "JSON array"),
         (a, "SELECT reeve.enqueue_many('[]', tenant_id => 'b')", "RV002", "confirm the context"),
         (a, "SELECT reeve.emit('x.y', '[]')", "RV005", "JSON object"),
+        (a, "SELECT reeve.emit('Not A Type', '{}')", "RV005", "contact.updated"),
+        (a, "SELECT reeve.emit('x.y', jsonb_build_object('x', repeat('y', 300000)))", "RV005", "262144"),
+        (a, "SELECT reeve.enqueue('fleet.probe', run_at => '-infinity')", "RV005", "ten years from now"),
+        (a, "SELECT reeve.enqueue('fleet.probe', run_at => '294000-01-01')", "RV005", "ten years from now"),
+        (a, "SELECT reeve.enqueue('fleet.probe', traceparent => repeat('x', 65))", "RV005", "64 characters"),
+        (a, "SELECT reeve.enqueue('fleet.probe', dedupe_key => repeat('x', 201))", "RV005", "200 characters"),
+        (a, "SELECT reeve.enqueue_many('[{\"kind\":\"fleet.probe\",\"run_at\":\"infinity\"}]')", "RV005", "ten years"),
+        (
+            a,
+            "SELECT reeve.enqueue_many('[{\"kind\":\"fleet.probe\",\"priority\":9}]')",
+            "RV005",
+            "1 (first) to 4 (last)",
+        ),
+        (a, "SELECT reeve.register_tenant('-', 'x')", "RV005", "1 to 64 bytes"),
+        (a, "SELECT reeve.register_tenant(repeat('x', 65), 'x')", "RV005", "1 to 64 bytes"),
+        (a, "SELECT reeve.register_tenant('x', 'x', 'No Region')", "RV005", "lower-case"),
     ] {
         let (got, said) = refused(&town, tenant, sql).await;
         assert_eq!(got, code, "{sql}: {said}");

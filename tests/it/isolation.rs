@@ -114,7 +114,7 @@ async fn without_a_context_the_database_shows_nothing() {
 
 #[tokio::test]
 async fn without_the_policies_the_scope_refuses_rows_and_writes_of_another_tenant() {
-    let (town, _receiver, ..) = furnished().await;
+    let (town, _receiver, endpoint_b, _) = furnished().await;
     // With them, both tenants' rows are there and a scope sees its own.
     let mut scope = town.scope(&town.a).await;
     let own = scope.fetch_all::<Endpoint>(sqlx::query_as(ALL_ENDPOINTS)).await.expect("own rows");
@@ -124,11 +124,50 @@ async fn without_the_policies_the_scope_refuses_rows_and_writes_of_another_tenan
     let mut scope = town.scope(&town.a).await;
     let refused = scope.fetch_all::<Endpoint>(sqlx::query_as(ALL_ENDPOINTS)).await;
     assert!(matches!(refused, Err(ScopeError::Mismatch(_))), "{refused:?}");
-    let disable = sqlx::query("UPDATE reeve.webhook_endpoints SET state = 'disabled'");
-    let refused = scope.execute(disable, Rows::Exactly(1)).await;
-    assert!(matches!(refused, Err(ScopeError::RowCount { changed: 2, .. })), "{refused:?}");
+    // By b's own id, one row as meant: only its owner gives it away.
+    let disable = "UPDATE reeve.webhook_endpoints SET state = 'disabled' WHERE id = $1 RETURNING tenant_id";
+    let refused = scope.write(sqlx::query_scalar(disable).bind(endpoint_b), Rows::Exactly(1)).await;
+    assert!(matches!(refused, Err(ScopeError::Mismatch(_))), "{refused:?}");
     drop(scope);
     assert_eq!(town.count("SELECT count(*) FROM reeve.webhook_endpoints WHERE state = 'disabled'").await, 0);
+}
+
+#[tokio::test]
+async fn a_write_that_changes_another_number_of_rows_than_it_means_to_is_refused() {
+    let (town, ..) = furnished().await;
+    let mut scope = town.scope(&town.a).await;
+    let nobody = "UPDATE reeve.webhook_endpoints SET state = 'disabled' WHERE id = $1 RETURNING tenant_id";
+    let refused = scope.write(sqlx::query_scalar(nobody).bind(Uuid::now_v7()), Rows::Exactly(1)).await;
+    assert!(matches!(refused, Err(ScopeError::RowCount { changed: 0, .. })), "{refused:?}");
+    let all = "UPDATE reeve.webhook_endpoints SET state = 'disabled' RETURNING tenant_id";
+    let refused = scope.write(sqlx::query_scalar(all), Rows::AtMost(0)).await;
+    assert!(matches!(refused, Err(ScopeError::RowCount { changed: 1, .. })), "{refused:?}");
+}
+
+/// A sweep names no row: with the policies gone it is the tenant in its statements that keeps it at home.
+#[tokio::test]
+async fn without_the_policies_a_sweep_leaves_other_tenants_rows() {
+    let (town, ..) = furnished().await;
+    without_policies(&town).await;
+    for sql in [
+        "UPDATE reeve.webhook_deliveries SET state = 'delivered', ended_at = now() - interval '90 days'",
+        "UPDATE reeve.webhook_events SET created_at = now() - interval '90 days'",
+        "DELETE FROM reeve.jobs",
+        "SELECT reeve.ops_enqueue('a', 'webhook.prune', '{}', 'test', 'now')",
+    ] {
+        sqlx::query(sql).execute(&town.db.admin).await.expect("arranged");
+    }
+    let fleet = town.fleet(town.duties(), 1);
+    until("a is swept", async || {
+        town.count("SELECT count(*) FROM reeve.job_history WHERE state = 'completed'").await == 1
+    })
+    .await;
+    fleet.stop().await;
+    for table in ["webhook_events", "webhook_deliveries"] {
+        let sql = format!("SELECT string_agg(tenant_id, ',') FROM reeve.{table}");
+        let left: String = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&town.db.admin).await.expect("b's");
+        assert_eq!(left, "b", "{table}");
+    }
 }
 
 /// Runs the job to its end and asserts that it was refused, audited and quarantined, and that b's receiver saw nothing.

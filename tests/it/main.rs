@@ -9,6 +9,7 @@ mod support;
 mod architecture;
 mod bad_input;
 mod chaos;
+mod claim;
 mod end_to_end;
 mod enqueue;
 mod isolation;

@@ -30,6 +30,7 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.enqueue_many(jsonb,text)", &["reeve_app"]),
     ("reeve.history_upkeep(integer,integer)", &["reeve_scheduler"]),
     ("reeve.job_history_rows_between(date,date)", &["reeve_owner"]),
+    ("reeve.mark_started(uuid,uuid)", &["reeve_worker"]),
     ("reeve.new_id()", &["reeve_app", "reeve_worker"]),
     ("reeve.oldest_transaction()", &["reeve_ops"]),
     ("reeve.ops_enqueue(text,text,jsonb,text,text)", &["reeve_ops"]),

@@ -88,8 +88,11 @@ impl Config {
         if !(4..=3_600).contains(&self.lease_secs) {
             return wrong(format!("lease_secs: {} is not between 4 and 3600", self.lease_secs));
         }
-        if !(6..=60).contains(&self.webhooks.timeout_secs) {
-            return wrong(format!("webhooks.timeout_secs: {} is not between 6 and 60", self.webhooks.timeout_secs));
+        // Else the job's budget would end the attempt before it is recorded.
+        let timeout_secs_max = Kind::WebhookDeliver.spec().budget_secs - 15;
+        if !(6..=timeout_secs_max).contains(&self.webhooks.timeout_secs) {
+            let found = self.webhooks.timeout_secs;
+            return wrong(format!("webhooks.timeout_secs: {found} is not between 6 and {timeout_secs_max}"));
         }
         if self.connections_max < 4 {
             return wrong("connections_max: at least 4, for claiming, renewing, settling and listening".to_owned());

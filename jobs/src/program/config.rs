@@ -21,6 +21,10 @@ pub enum ConfigError {
     NoFile { path: String },
     #[error("{place}: section [{section}] is not known; sections are [worker], [scheduler], [ops], [log]")]
     UnknownSection { place: String, section: String },
+    #[error(
+        "environment: {name} is no variable of Reeve's; values are named REEVE_<SECTION>__<KEY>, as in REEVE_WORKER__DATABASE_URL"
+    )]
+    UnknownVariable { name: String },
     #[error("{place}: no value for `{key}`; set it in the file under [{section}] or as {env}")]
     Missing { place: String, section: String, key: String, env: String },
     #[error("{place}: `{key}` is not a key of [{section}]; keys are {expected}")]
@@ -31,6 +35,7 @@ pub enum ConfigError {
 
 /// Reads section `section` for a program. `file` is optional; without it the environment alone must do.
 pub fn load<T: DeserializeOwned>(section: &'static str, file: Option<&Path>) -> Result<T, ConfigError> {
+    check_environment(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))?;
     let mut figment = Figment::new();
     if let Some(path) = file {
         if !path.is_file() {
@@ -45,6 +50,26 @@ pub fn load<T: DeserializeOwned>(section: &'static str, file: Option<&Path>) -> 
     // A section that nothing sets still has defaults and, more often, something missing to be named.
     let section_figment = if figment.contains(section) { figment.focus(section) } else { Figment::new() };
     section_figment.extract().map_err(|error| explain(error, section, &place))
+}
+
+/// Names of Reeve's that are no values of a section: what is read apart, and what development and tests use.
+const OTHER_NAMES: [&str; 4] = ["REEVE_CONFIG", "REEVE_LOG", "REEVE_ACTOR", "REEVE_ENDPOINT_SECRET"];
+const OTHER_PREFIXES: [&str; 5] = ["REEVE_DEV_", "REEVE_TEST_", "REEVE_BENCH_", "REEVE_PEER_", "REEVE_PG_"];
+
+/// A misspelt variable would else be a value that nobody reads.
+fn check_environment(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
+    for name in names {
+        let Some(rest) = name.strip_prefix("REEVE_") else { continue };
+        if OTHER_NAMES.contains(&name.as_str()) || OTHER_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+            continue;
+        }
+        let section = rest.split("__").next().unwrap_or_default();
+        if rest.contains("__") && SECTIONS.contains(&section.to_lowercase().as_str()) {
+            continue;
+        }
+        return Err(ConfigError::UnknownVariable { name });
+    }
+    Ok(())
 }
 
 fn check_sections(toml: &Figment, path: &Path) -> Result<(), ConfigError> {
@@ -125,6 +150,16 @@ mod tests {
     fn a_value_of_wrong_type_is_named_but_not_repeated() {
         let said = read("[worker]\ndatabase_url = 'x'\nslots = 'hunter2'").unwrap_err().to_string();
         assert!(said.contains("slots") && !said.contains("hunter2"), "{said}");
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_refused() {
+        let check = |names: &[&str]| check_environment(names.iter().map(|name| (*name).to_owned()));
+        assert!(check(&["PATH", "REEVE_WORKER__SLOTS", "REEVE_CONFIG", "REEVE_DEV_REDIS_URL"]).is_ok());
+        for bad in ["REEVE_WROKER__LEASE_SECS", "REEVE_WORKER_LEASE_SECS", "REEVE_LGO"] {
+            let said = check(&[bad]).unwrap_err().to_string();
+            assert!(said.contains(bad) && said.contains("REEVE_<SECTION>__<KEY>"), "{said}");
+        }
     }
 
     #[test]

@@ -33,7 +33,11 @@ impl Lane {
 #[derive(Debug, Default)]
 pub struct Claim {
     pub jobs: Vec<ClaimedJob>,
+    /// Claimed as well, but not readable by this program: to be settled as they are here.
+    pub broken: Vec<Settlement>,
     pub cursor: String,
+    /// Tenants are left that this claim did not look at: worth another at once, even if it brought nothing.
+    pub more: bool,
 }
 
 /// One attempt's end, ready to be stored.
@@ -74,6 +78,9 @@ pub trait Queue: Clone + Send + Sync + 'static {
         cursor: &str,
         lease: Duration,
     ) -> impl Future<Output = Result<Claim, QueueError>> + Send;
+
+    /// Tells that a job which lost a lease before is about to start. False when its lease is gone: then it must not.
+    fn mark_started(&self, job: JobId, token: LeaseToken) -> impl Future<Output = Result<bool, QueueError>> + Send;
 
     /// Extends the leases still held under these tokens. A job missing from the answer was taken away.
     fn renew(

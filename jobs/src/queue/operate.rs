@@ -1,4 +1,4 @@
-//! What operators do to jobs: calls of the audited functions in `migrations/0006_queue.sql`, which hold all logic.
+//! What operators do to jobs: calls of the audited functions in `migrations/0010_queue_upkeep.sql`, which hold all logic.
 //!
 //! Each act and its audit entry commit together. A refusal is a database error with a code `RV…`; see
 //! [`crate::client::EnqueueError`].

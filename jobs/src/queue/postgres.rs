@@ -25,10 +25,10 @@ impl PostgresQueue {
     }
 }
 
-fn claimed(row: &PgRow) -> sqlx::Result<ClaimedJob> {
+fn claimed(row: &PgRow, id: JobId, lease_token: LeaseToken) -> sqlx::Result<ClaimedJob> {
     let tenant: &str = row.try_get(1)?;
     Ok(ClaimedJob {
-        id: row.try_get(0)?,
+        id,
         tenant: tenant.parse::<TenantId>().map_err(|e| sqlx::Error::Decode(Box::new(e)))?,
         kind: row.try_get(2)?,
         payload: row.try_get(3)?,
@@ -36,9 +36,7 @@ fn claimed(row: &PgRow) -> sqlx::Result<ClaimedJob> {
         attempts_max: row.try_get(5)?,
         rescues: row.try_get(6)?,
         traceparent: row.try_get(7)?,
-        lease_token: row.try_get(8)?,
-        created_at: row.try_get(9)?,
-        run_at: row.try_get(10)?,
+        lease_token,
     })
 }
 
@@ -60,15 +58,35 @@ impl Queue for PostgresQueue {
             .bind(lease.as_secs_f64())
             .fetch_all(&self.pool)
             .await?;
-        let mut claim = Claim { jobs: Vec::with_capacity(rows.len()), cursor: String::new() };
+        let mut claim = Claim { jobs: Vec::with_capacity(rows.len()), ..Claim::default() };
         for row in &rows {
-            if row.try_get::<Option<JobId>, _>(0)?.is_some() {
-                claim.jobs.push(claimed(row)?);
-            } else {
+            let Some(id) = row.try_get::<Option<JobId>, _>(0)? else {
                 claim.cursor = row.try_get(1)?;
+                claim.more = row.try_get::<i32, _>(4)? == 1;
+                continue;
+            };
+            let token = row.try_get(8)?;
+            // One job that cannot be read must not take the rest of its batch with it: they are claimed already.
+            match claimed(row, id, token) {
+                Ok(job) => claim.jobs.push(job),
+                Err(error) => claim.broken.push(Settlement {
+                    job: id,
+                    token,
+                    outcome: "dead",
+                    delay: Duration::ZERO,
+                    error: Some(format!("the job cannot be read: {error}")),
+                }),
             }
         }
         Ok(claim)
+    }
+
+    async fn mark_started(&self, job: JobId, token: LeaseToken) -> Result<bool, QueueError> {
+        Ok(sqlx::query_scalar("-- queue.mark_started\nSELECT reeve.mark_started($1, $2)")
+            .bind(job)
+            .bind(token)
+            .fetch_one(&self.pool)
+            .await?)
     }
 
     async fn renew(&self, held: &[(JobId, LeaseToken)], lease: Duration) -> Result<Vec<Renewed>, QueueError> {

@@ -26,7 +26,7 @@ pub enum Placement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TenantState {
     Active,
-    /// Read-only; only kinds that may run then are claimed.
+    /// Only kinds that may run then are claimed.
     Closing,
     Closed,
 }

@@ -11,4 +11,4 @@ pub mod scope;
 
 pub use context::{InvalidTenantId, TenantContext, TenantId};
 pub use directory::{Directory, DirectoryError, Placement, TenantEntry, TenantState};
-pub use scope::{Rows, Scope, ScopeError, TenantRow};
+pub use scope::{FAULT_PAUSE, Rows, Scope, ScopeError, TenantRow, is_passing_fault};

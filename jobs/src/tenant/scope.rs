@@ -2,16 +2,18 @@
 //!
 //! Opening: look the tenant up, check region and state, begin on its database, `set_config(…, true)` with a bound
 //! parameter, and read the setting back in the same statement. Then every row that comes out must carry the tenant's id
-//! ([`TenantRow`]), and every write must say how many rows it means to change ([`Rows`]), because under row-level
-//! security a write to another tenant's row is a silent zero.
+//! ([`TenantRow`]), and every write must return the tenant of each row it changed and say how many it means to change
+//! ([`Rows`]), because under row-level security a write to another tenant's row is a silent zero.
 //!
 //! The setting is local to the transaction, so it dies with it. A future that is dropped half-way leaves the connection
 //! inside the transaction; the pool's `after_release` (see `program::db`) then closes the connection instead of handing
 //! it to the next tenant.
+use std::time::Duration;
+
 use sqlx::{
     FromRow, Postgres, Row, Transaction,
     postgres::{PgArguments, PgRow},
-    query::{Query, QueryAs, QueryScalar},
+    query::{QueryAs, QueryScalar},
 };
 
 use super::{Directory, DirectoryError, TenantContext, TenantId, TenantState};
@@ -27,8 +29,6 @@ pub trait TenantRow: for<'r> FromRow<'r, PgRow> + Send + Unpin {
 pub enum Rows {
     Exactly(u64),
     AtMost(u64),
-    /// For sweeps that cannot know. Row-level security alone guards these.
-    Any,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -118,17 +118,24 @@ impl Scope {
         Ok(query.fetch_one(&mut *self.tx).await?)
     }
 
-    /// A write that must change as many rows as it means to.
-    pub async fn execute(
+    /// A write that must change as many rows as it means to, each this tenant's: the statement ends in
+    /// `RETURNING tenant_id`. On a mismatch drop the scope, which undoes the write.
+    pub async fn write(
         &mut self,
-        query: Query<'_, Postgres, PgArguments>,
+        query: QueryScalar<'_, Postgres, String, PgArguments>,
         expected: Rows,
     ) -> Result<u64, ScopeError> {
-        let changed = query.execute(&mut *self.tx).await?.rows_affected();
+        let owners = query.fetch_all(&mut *self.tx).await?;
+        if owners.iter().any(|owner| owner != self.tenant.as_str()) {
+            return Err(ScopeError::Mismatch(format!(
+                "a write in the scope of \"{}\" reached a row of another tenant and was undone",
+                self.tenant
+            )));
+        }
+        let changed = owners.len() as u64;
         let as_meant = match expected {
             Rows::Exactly(n) => changed == n,
             Rows::AtMost(n) => changed <= n,
-            Rows::Any => true,
         };
         if as_meant { Ok(changed) } else { Err(ScopeError::RowCount { expected, changed }) }
     }
@@ -174,7 +181,32 @@ impl ScopeError {
         match self {
             Self::Mismatch(why) => Outcome::Quarantine { why },
             closed @ Self::Closed(_) => Outcome::cancel(closed.to_string()),
+            Self::Database(error) | Self::Directory(DirectoryError::Database(error)) if is_passing_fault(&error) => {
+                Outcome::Snooze { why: format!("database: {error}"), after: FAULT_PAUSE }
+            }
             other => Outcome::retry(other.to_string()),
         }
+    }
+}
+
+/// How long a job waits when the database was out of reach.
+pub const FAULT_PAUSE: Duration = Duration::from_secs(5);
+
+/// Whether the database or the way to it failed, rather than the statement: a fault that costs a job no attempt.
+pub fn is_passing_fault(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::BeginFailed => true,
+        // Connection lost, resources short, operator stopped it, serialization or deadlock (Appendix A of PostgreSQL's
+        // manual: classes 08, 53, 57, 40).
+        sqlx::Error::Database(db) => {
+            db.code().is_some_and(|code| ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)))
+        }
+        _ => false,
     }
 }

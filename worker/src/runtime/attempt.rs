@@ -8,7 +8,8 @@
 //! 4. [`within_budget`]: stops it when its kind's time is up.
 //! 5. [`panic_captured`]: a panic is this job's failure, not the worker's end.
 //! 6. [`tenant_asserted`]: the tenant that the job claims exists, lives, and belongs in this region; else it never starts.
-//! 7. [`run`]: decodes the payload and calls the duty, which opens the tenant's `Scope` itself.
+//! 7. [`start_marked`]: a job that lost a lease before leaves word that it starts now.
+//! 8. [`run`]: decodes the payload and calls the duty, which opens the tenant's `Scope` itself.
 //!
 //! A handler may run twice for one job (a lease can be lost after the effect and before the settlement), so handlers are
 //! idempotent.
@@ -18,7 +19,8 @@ use futures::FutureExt;
 use reeve_jobs::{
     job::{ClaimedJob, Outcome},
     kinds::{Kind, Work},
-    tenant::{Directory, DirectoryError, TenantContext, TenantState},
+    queue::Queue,
+    tenant::{Directory, DirectoryError, FAULT_PAUSE, TenantContext, TenantState},
 };
 use tracing::Instrument;
 
@@ -64,15 +66,33 @@ pub async fn traced(job: Job, inner: impl Future<Output = Outcome>) -> Outcome {
 }
 
 pub async fn while_leased(job: Job, inner: impl Future<Output = Outcome>) -> Outcome {
-    tokio::select! {
-        biased;
-        outcome = inner => outcome,
-        stop = job.lease.stopped() => match stop {
-            Stop::Cancelled(why) => Outcome::Cancel { why },
-            // Should the lease still be ours after all, this gives the job back; else the fence refuses it.
-            Stop::LeaseLost | Stop::Shutdown => Outcome::Release,
+    let stop = match job.lease.stop_reason() {
+        // Told to stop while it stood in the buffer: it never starts.
+        Some(stop) => stop,
+        None => tokio::select! {
+            biased;
+            outcome = inner => return outcome,
+            stop = job.lease.stopped() => stop,
         },
+    };
+    match stop {
+        Stop::Cancelled(why) => Outcome::Cancel { why },
+        // Should the lease still be ours after all, this gives the job back; else the fence refuses it.
+        Stop::LeaseLost | Stop::Shutdown => Outcome::Release,
     }
+}
+
+/// A job that lost a lease before may be one that kills its worker, or one that merely stood beside such a one. It says
+/// that it starts, so that the rescuer can tell the two apart; jobs in good standing cost no such statement.
+pub async fn start_marked(job: Job, inner: impl Future<Output = Outcome>, queue: impl Queue) -> Outcome {
+    if job.claimed.rescues > 0 {
+        match queue.mark_started(job.claimed.id, job.lease.token).await {
+            Ok(true) => {}
+            Ok(false) => return Outcome::Release,
+            Err(error) => return Outcome::Snooze { why: error.to_string(), after: FAULT_PAUSE },
+        }
+    }
+    inner.await
 }
 
 pub async fn within_budget(job: Job, inner: impl Future<Output = Outcome>) -> Outcome {
@@ -106,7 +126,10 @@ pub async fn tenant_asserted(
         Err(error @ (DirectoryError::Unknown(_) | DirectoryError::Unreadable { .. } | DirectoryError::NoWay(_))) => {
             Outcome::quarantine(error.to_string())
         }
-        Err(DirectoryError::Database(error)) => Outcome::retry(format!("tenant directory: {error}")),
+        // The directory could not be read: no fault of the job's, so it costs no attempt.
+        Err(DirectoryError::Database(error)) => {
+            Outcome::Snooze { why: format!("tenant directory: {error}"), after: FAULT_PAUSE }
+        }
     }
 }
 

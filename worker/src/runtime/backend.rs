@@ -56,7 +56,7 @@ impl<Q: Queue> LaneBackend<Q> {
         if let Phase::Fresh(_) = &self.phase
             && let Phase::Fresh(claimer) = std::mem::replace(&mut self.phase, Phase::Closed)
         {
-            self.phase = Phase::Running { claimer: tokio::spawn(claimer.run(self.buffer.clone())) };
+            self.phase = Phase::Running { claimer: tokio::spawn(keep_claiming(*claimer, self.buffer.clone())) };
         }
     }
 }
@@ -65,10 +65,27 @@ impl<Q> LaneBackend<Q> {
     /// Claims no more, and gives back what never started.
     fn close(&self) {
         self.stop.cancel();
-        for job in self.buffer.close() {
-            self.settler.settle(settlement(&job.claimed, job.lease.token, &Outcome::Release, 0.0), None);
+        give_back(self.buffer.close(), &self.settler);
+    }
+}
+
+fn give_back(jobs: Vec<Job>, settler: &Settler) {
+    for job in jobs {
+        settler.settle(settlement(&job.claimed, job.lease.token, &Outcome::Release, 0.0), None);
+    }
+}
+
+/// Runs the claimer until it is told to stop, and then gives back at once what never started, however long running jobs
+/// take. A claimer that panics is started again: else its lane would fall silent in a process that looks alive.
+async fn keep_claiming<Q: Queue>(claimer: Claimer<Q>, buffer: Arc<Buffer>) {
+    let (stop, settler) = (claimer.stop.clone(), claimer.settler.clone());
+    while let Err(panic) = tokio::spawn(claimer.clone().run(buffer.clone())).await {
+        tracing::error!(%panic, "the claimer ended; starting it again");
+        if stop.run_until_cancelled(tokio::time::sleep(std::time::Duration::from_secs(1))).await.is_none() {
+            break;
         }
     }
+    give_back(buffer.close(), &settler);
 }
 
 impl<Q: Queue> Backend for LaneBackend<Q> {
@@ -81,7 +98,7 @@ impl<Q: Queue> Backend for LaneBackend<Q> {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>, _: &WorkerContext) -> Poll<Option<Result<Self::Task, Never>>> {
-        self.buffer.poll_pop(cx).map(|job| job.map(|job| Ok(TaskBuilder::new(job).build())))
+        self.buffer.poll_pop(cx).map(|job| Some(Ok(TaskBuilder::new(job).build())))
     }
 
     /// Nothing runs any more: give back what never started, and let the claimer finish the claim it is in (it gives

@@ -51,16 +51,13 @@ impl Buffer {
         Ok(())
     }
 
-    /// The next job, or `None` once closed.
-    pub fn poll_pop(&self, cx: &mut Context<'_>) -> Poll<Option<Job>> {
+    /// The next job. Once closed there is none, for ever: the worker is then about to end, and is woken by whoever ends it.
+    pub fn poll_pop(&self, cx: &mut Context<'_>) -> Poll<Job> {
         let mut state = self.lock();
-        if state.closed {
-            return Poll::Ready(None);
-        }
         match state.pop() {
             Some(job) => {
                 self.left.notify_one();
-                Poll::Ready(Some(job))
+                Poll::Ready(job)
             }
             None => {
                 state.worker = Some(cx.waker().clone());
@@ -94,9 +91,6 @@ impl Buffer {
     pub fn close(&self) -> Vec<Job> {
         let mut state = self.lock();
         state.closed = true;
-        if let Some(worker) = state.worker.take() {
-            worker.wake();
-        }
         std::iter::from_fn(|| state.pop()).collect()
     }
 
@@ -142,8 +136,6 @@ mod tests {
             rescues: 0,
             traceparent: None,
             lease_token: token,
-            created_at: chrono::DateTime::UNIX_EPOCH,
-            run_at: chrono::DateTime::UNIX_EPOCH,
         };
         Job::new(claimed, Lease::new(token))
     }
@@ -155,7 +147,7 @@ mod tests {
             buffer.push(job(tenant)).expect("open");
         }
         let mut order = Vec::new();
-        while let Poll::Ready(Some(job)) = buffer.poll_pop(&mut Context::from_waker(Waker::noop())) {
+        while let Poll::Ready(job) = buffer.poll_pop(&mut Context::from_waker(Waker::noop())) {
             order.push(job.claimed.tenant.to_string());
         }
         assert_eq!(order, ["flood", "quiet", "flood", "flood"]);
@@ -168,6 +160,6 @@ mod tests {
         buffer.push(job("b")).expect("open");
         assert_eq!(buffer.close().len(), 2);
         assert!(buffer.push(job("a")).is_err());
-        assert!(matches!(buffer.poll_pop(&mut Context::from_waker(Waker::noop())), Poll::Ready(None)));
+        assert!(buffer.poll_pop(&mut Context::from_waker(Waker::noop())).is_pending());
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use reeve_jobs::{
     job::Outcome,
-    queue::{Lane, Queue},
+    queue::{Claim, Lane, Queue},
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,7 @@ const IDLE_AFTER: Duration = Duration::from_millis(150);
 const BELL_SECS: f64 = 30.0;
 
 /// What a claimer needs.
+#[derive(Clone)]
 pub struct Claimer<Q> {
     pub queue: Q,
     pub lane: Lane,
@@ -79,21 +80,19 @@ impl<Q: Queue> Claimer<Q> {
         loop {
             let Some(want) = self.wait_for_room(&buffer, ahead.target).await else { return };
             let begun = Instant::now();
-            // Never dropped half-way: a claim that the server carried out must be seen to its end.
-            let claim = match self.queue.claim(&self.lane, want, &self.worker, &cursor, self.leases.duration).await {
-                Ok(claim) => claim,
-                Err(error) => {
-                    tracing::warn!(%error, queue = self.lane.queue, "claim failed; trying again");
-                    faults = (faults + 1).min(6);
-                    if self.pause(Duration::from_millis(50 << faults)).await.is_none() {
-                        return;
-                    }
-                    continue;
+            let Some(claim) = self.claim(want, &cursor).await else {
+                faults = (faults + 1).min(6);
+                if self.pause(Duration::from_millis(50 << faults)).await.is_none() {
+                    return;
                 }
+                continue;
             };
             faults = 0;
             cursor = claim.cursor;
-            let got = claim.jobs.len();
+            let got = claim.jobs.len() + claim.broken.len();
+            for broken in claim.broken {
+                self.settler.settle(broken, None);
+            }
             if got >= want {
                 ahead.learn(buffer.len());
             }
@@ -107,10 +106,26 @@ impl<Q: Queue> Claimer<Q> {
                 }
                 continue;
             }
+            if claim.more && !self.stop.is_cancelled() {
+                // Only tenants that may not run now were looked at; somebody behind them may.
+                continue;
+            }
             if self.idle(last_job, &mut waited).await.is_none() {
                 return;
             }
         }
+    }
+
+    /// `None` after a fault, which is logged here. Given up only when nothing it brought could be run any more: a claim
+    /// that the server carried out should be seen to its end.
+    async fn claim(&self, want: usize, cursor: &str) -> Option<Claim> {
+        let lease = self.leases.duration;
+        match tokio::time::timeout(lease, self.queue.claim(&self.lane, want, &self.worker, cursor, lease)).await {
+            Ok(Ok(claim)) => return Some(claim),
+            Ok(Err(error)) => tracing::warn!(%error, queue = self.lane.queue, "claim failed; trying again"),
+            Err(_) => tracing::warn!(queue = self.lane.queue, "a claim took longer than a lease; trying again"),
+        }
+        None
     }
 
     /// Waits until half of what should be buffered is free, and says how many to claim.

@@ -1,7 +1,7 @@
 //! One process' workers: a lane per queue, wired to apalis, and its orderly end.
 //!
-//! Stopping: no more claims; what runs may finish within the grace time, then is told to stop and given back; what was
-//! claimed and not started is given back at once; the last settlements are stored; then leases stop being renewed.
+//! Stopping: no more claims; what was claimed and not started is given back at once; what runs may finish within the grace
+//! time, then is told to stop and given back; the last settlements are stored; then leases stop being renewed.
 use std::{sync::Arc, time::Duration};
 
 use apalis::prelude::{Monitor, ParallelizeExt, WorkerBuilder, WorkerBuilderExt};
@@ -133,7 +133,7 @@ impl<Q: Queue, H: Handler> Fleet<Q, H> {
                 let claimer = claimer();
                 let name = format!("{}/{}/{restarts}", claimer.worker, claimer.lane.queue);
                 let (handler, directory, region) = (handler.clone(), directory.clone(), region.clone());
-                let asserted_region = region.clone();
+                let (asserted_region, marks) = (region.clone(), claimer.queue.clone());
                 WorkerBuilder::new(name)
                     .backend(LaneBackend::new(claimer))
                     .concurrency(slots)
@@ -145,6 +145,7 @@ impl<Q: Queue, H: Handler> Fleet<Q, H> {
                     .layer(around(move |job, inner| {
                         attempt::tenant_asserted(job, inner, directory.clone(), asserted_region.clone())
                     }))
+                    .layer(around(move |job, inner| attempt::start_marked(job, inner, marks.clone())))
                     .build(move |job: Job| {
                         let attempt = attempt::run(handler.clone(), job, region.clone());
                         async move { Ok::<_, BoxDynError>(attempt.await) }

@@ -46,6 +46,11 @@ impl Lease {
         self.reason.get().cloned().unwrap_or(Stop::LeaseLost)
     }
 
+    /// The reason, when the job was told to stop already.
+    pub fn stop_reason(&self) -> Option<Stop> {
+        self.reason.get().cloned()
+    }
+
     fn stop(&self, why: Stop) {
         // A second reason does not replace the first.
         let _ = self.reason.set(why);
@@ -115,7 +120,9 @@ impl Leases {
     }
 
     pub async fn renew_once(&self, queue: &impl Queue, patience: Duration) {
-        let held: Vec<_> = self.lock().iter().map(|(id, h)| (*id, h.lease.token)).collect();
+        let mut held: Vec<_> = self.lock().iter().map(|(id, h)| (*id, h.lease.token)).collect();
+        // In the order in which settlements lock their rows, so that the two do not wait for each other.
+        held.sort_unstable_by_key(|(id, _)| *id);
         if held.is_empty() {
             return;
         }

@@ -4,7 +4,10 @@
 //! them. A settlement that the fence refuses is dropped with a warning; whoever holds the job now settles it.
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use reeve_jobs::queue::{Queue, Settlement};
+use reeve_jobs::{
+    queue::{Queue, QueueError, Settlement},
+    tenant::is_passing_fault,
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinHandle,
@@ -48,33 +51,63 @@ impl Settler {
 async fn run(queue: impl Queue, leases: Leases, mut inbox: mpsc::UnboundedReceiver<Message>) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     while inbox.recv_many(&mut batch, BATCH_MAX).await > 0 {
-        let settlements: Vec<_> = batch.iter().map(|m| m.settlement.clone()).collect();
+        let mut settlements: Vec<_> = batch.iter().map(|m| m.settlement.clone()).collect();
+        // In the order in which renewals lock their rows, so that the two do not wait for each other.
+        settlements.sort_unstable_by_key(|s| s.job);
         store(&queue, &settlements).await;
         leases.release(settlements.iter().map(|s| (s.job, s.token)));
         batch.clear();
     }
 }
 
+/// How long one settling statement may take before it is sent again: it is fenced, so a repetition changes nothing.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Tries in the face of faults of the database: some minutes, past any lease. By then the jobs are somebody else's.
+const TRIES_MAX: u32 = 40;
+
 async fn store(queue: &impl Queue, batch: &[Settlement]) {
-    let mut faults = 0_u32;
-    let stored = loop {
-        match queue.settle(batch).await {
-            Ok(stored) => break stored,
-            Err(error) => {
-                tracing::warn!(%error, jobs = batch.len(), "settlements could not be stored; trying again");
-                tokio::time::sleep(Duration::from_millis(50 << faults.min(6))).await;
-                faults += 1;
-                // Past any lease: the jobs are somebody else's by now, and will be done again.
-                if faults > 40 {
-                    tracing::error!(jobs = batch.len(), "settlements given up; these jobs run again");
-                    return;
-                }
+    // A statement that PostgreSQL refuses for one row is halved until that row is alone.
+    let mut parts = vec![batch];
+    while let Some(part) = parts.pop() {
+        match store_part(queue, part).await {
+            Stored::Yes(stored) => warn_of_refused(part, &stored),
+            Stored::Refused(error) if part.len() == 1 => {
+                tracing::error!(%error, job.id = %part[0].job, outcome = part[0].outcome, "settlement refused; the job runs again");
             }
+            Stored::Refused(_) => {
+                let (first, second) = part.split_at(part.len() / 2);
+                parts.extend([second, first]);
+            }
+            Stored::GivenUp => tracing::error!(jobs = part.len(), "settlements given up; these jobs run again"),
         }
-    };
-    if stored.len() < batch.len() {
-        let stored: HashSet<_> = stored.into_iter().collect();
-        for refused in batch.iter().filter(|s| !stored.contains(&s.job)) {
+    }
+}
+
+enum Stored {
+    Yes(Vec<reeve_jobs::JobId>),
+    Refused(sqlx::Error),
+    GivenUp,
+}
+
+async fn store_part(queue: &impl Queue, part: &[Settlement]) -> Stored {
+    for fault in 0..TRIES_MAX {
+        match tokio::time::timeout(PATIENCE, queue.settle(part)).await {
+            Ok(Ok(stored)) => return Stored::Yes(stored),
+            Ok(Err(QueueError(error))) if !is_passing_fault(&error) => return Stored::Refused(error),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, jobs = part.len(), "settlements could not be stored; trying again")
+            }
+            Err(_) => tracing::warn!(jobs = part.len(), "storing settlements took too long; trying again"),
+        }
+        tokio::time::sleep(Duration::from_millis(50 << fault.min(6))).await;
+    }
+    Stored::GivenUp
+}
+
+fn warn_of_refused(part: &[Settlement], stored: &[reeve_jobs::JobId]) {
+    if stored.len() < part.len() {
+        let stored: HashSet<_> = stored.iter().collect();
+        for refused in part.iter().filter(|s| !stored.contains(&s.job)) {
             tracing::warn!(job.id = %refused.job, outcome = refused.outcome, "settlement refused: the lease was lost");
         }
     }

@@ -89,9 +89,12 @@ async fn prepare(
             Outcome::cancel(format!("delivery {id} does not exist any more"))
         }));
     };
-    if delivery.state != "pending" {
+    match delivery.state.as_str() {
         // An earlier attempt of this job got this far and was not settled.
-        return Ok(Err(if delivery.state == "delivered" { Outcome::Done } else { Outcome::cancel(delivery.state) }));
+        "delivered" => return Ok(Err(Outcome::Done)),
+        "cancelled" => return Ok(Err(Outcome::cancel("the delivery was cancelled"))),
+        // A failed one whose job runs again was given new attempts by an operator.
+        _ => {}
     }
     if delivery.endpoint_state != "enabled" {
         end(&mut scope, id, "cancelled").await?;
@@ -106,12 +109,15 @@ async fn prepare(
             return Ok(Err(Outcome::dead(format!("the endpoint's URL is refused: {refused}"))));
         }
     };
-    match secrets::in_force(&mut scope, &env.root_key, delivery.endpoint_id).await {
-        Ok(Some(secrets)) => Ok(Ok(Prepared { id, delivery, url, secrets })),
-        Ok(None) => Ok(Err(Outcome::dead(format!("endpoint {} has no secret in force", delivery.endpoint_id)))),
-        Err(SecretError::Scope(error)) => Err(error),
-        Err(error) => Ok(Err(Outcome::dead(error.to_string()))),
-    }
+    let why = match secrets::in_force(&mut scope, &env.root_key, delivery.endpoint_id).await {
+        Ok(Some(secrets)) => return Ok(Ok(Prepared { id, delivery, url, secrets })),
+        Ok(None) => format!("endpoint {} has no secret in force", delivery.endpoint_id),
+        Err(SecretError::Scope(error)) => return Err(error),
+        Err(error) => error.to_string(),
+    };
+    end(&mut scope, id, "failed").await?;
+    scope.commit().await?;
+    Ok(Err(Outcome::dead(why)))
 }
 
 async fn send(env: &Environment, prepared: &Prepared) -> Sent {
@@ -154,13 +160,14 @@ async fn record(
     let Prepared { id, delivery, secrets, .. } = prepared;
     let mut scope = Scope::open(&env.directory, context).await?;
     // A lost answer of the database makes this attempt run again, under the same number: one row is enough.
-    let insert = sqlx::query(
+    let tenant = context.tenant.as_str().to_owned();
+    let insert = sqlx::query_scalar(
         "-- webhook_attempts.insert
         INSERT INTO reeve.webhook_attempts (tenant_id, delivery_id, job_id, attempt, at, duration_ms, result, status,
                                             response_bytes, secret_version)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING",
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING RETURNING tenant_id",
     )
-    .bind(context.tenant.as_str().to_owned())
+    .bind(tenant.clone())
     .bind(*id)
     .bind(job.id.0)
     .bind(job.attempt)
@@ -170,26 +177,27 @@ async fn record(
     .bind(sent.status.map(i32::from))
     .bind(i32::try_from(sent.response_bytes).unwrap_or(i32::MAX))
     .bind(secrets.version);
-    scope.execute(insert, Rows::AtMost(1)).await?;
+    scope.write(insert, Rows::AtMost(1)).await?;
     let state = match sent.result {
         SendResult::Delivered => "delivered",
         _ if is_last(job) || sent.status == Some(GONE) => "failed",
         _ => "pending",
     };
-    let update = sqlx::query(
+    let update = sqlx::query_scalar(
         "-- webhook_deliveries.record
-        UPDATE reeve.webhook_deliveries SET attempts = attempts + 1, last_status = $2, state = $3,
-               ended_at = CASE WHEN $3 = 'pending' THEN NULL ELSE now() END
-        WHERE id = $1",
+        UPDATE reeve.webhook_deliveries SET attempts = attempts + 1, last_status = $3, state = $4,
+               ended_at = CASE WHEN $4 = 'pending' THEN NULL ELSE now() END
+        WHERE tenant_id = $1 AND id = $2 RETURNING tenant_id",
     );
-    scope.execute(update.bind(*id).bind(sent.status.map(i32::from)).bind(state), Rows::Exactly(1)).await?;
+    let update = update.bind(tenant.clone()).bind(*id).bind(sent.status.map(i32::from)).bind(state);
+    scope.write(update, Rows::Exactly(1)).await?;
     if sent.status == Some(GONE) {
-        let disable = sqlx::query(
+        let disable = sqlx::query_scalar(
             "-- webhook_endpoints.disable
             UPDATE reeve.webhook_endpoints SET state = 'disabled', disabled_reason = 'the endpoint answered 410 Gone'
-            WHERE id = $1",
+            WHERE tenant_id = $1 AND id = $2 RETURNING tenant_id",
         );
-        scope.execute(disable.bind(delivery.endpoint_id), Rows::Exactly(1)).await?;
+        scope.write(disable.bind(tenant).bind(delivery.endpoint_id), Rows::Exactly(1)).await?;
         let target = format!("endpoint:{}", delivery.endpoint_id);
         scope
             .audit(
@@ -201,11 +209,15 @@ async fn record(
 }
 
 async fn end(scope: &mut Scope, id: Uuid, state: &'static str) -> Result<(), ScopeError> {
-    let update = sqlx::query(
+    let update = sqlx::query_scalar(
         "-- webhook_deliveries.end
-        UPDATE reeve.webhook_deliveries SET state = $2, ended_at = now() WHERE id = $1",
-    );
-    scope.execute(update.bind(id).bind(state), Rows::Exactly(1)).await.map(drop)
+        UPDATE reeve.webhook_deliveries SET state = $3, ended_at = now() WHERE tenant_id = $1 AND id = $2
+        RETURNING tenant_id",
+    )
+    .bind(scope.tenant().as_str().to_owned())
+    .bind(id)
+    .bind(state);
+    scope.write(update, Rows::Exactly(1)).await.map(drop)
 }
 
 fn outcome(job: &ClaimedJob, sent: &Sent) -> Outcome {

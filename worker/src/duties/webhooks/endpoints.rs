@@ -51,15 +51,16 @@ pub async fn register(
 ) -> Result<Uuid, EndpointError> {
     let url = EndpointUrl::parse(endpoint.url, policy)?;
     let id = Uuid::now_v7();
-    let insert = sqlx::query(
+    let insert = sqlx::query_scalar(
         "-- webhook_endpoints.insert
-        INSERT INTO reeve.webhook_endpoints (tenant_id, id, url, event_types) VALUES ($1, $2, $3, $4)",
+        INSERT INTO reeve.webhook_endpoints (tenant_id, id, url, event_types) VALUES ($1, $2, $3, $4)
+        RETURNING tenant_id",
     )
     .bind(scope.tenant().as_str().to_owned())
     .bind(id)
     .bind(url.as_str().to_owned())
     .bind(endpoint.event_types.to_vec());
-    scope.execute(insert, Rows::Exactly(1)).await?;
+    scope.write(insert, Rows::Exactly(1)).await?;
     secrets::add(scope, key, id, endpoint.secret, 0).await?;
     let target = format!("endpoint:{id}");
     scope.audit(&audit::Entry::new(actor, "endpoint.registered", &target)).await?;

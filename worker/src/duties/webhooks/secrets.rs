@@ -102,22 +102,24 @@ pub async fn add(
     let sealed = key
         .seal(&place(scope.tenant(), &row_key), secret.reveal().as_bytes(), &mut rand::rng())
         .map_err(|source| SecretError::Unreadable { endpoint, version, source })?;
-    let expire = sqlx::query(
+    let tenant = scope.tenant().as_str().to_owned();
+    let expire = sqlx::query_scalar(
         "-- webhook_secrets.expire
-        UPDATE reeve.webhook_secrets SET expires_at = now() + make_interval(secs => $2)
-        WHERE endpoint_id = $1 AND expires_at IS NULL",
+        UPDATE reeve.webhook_secrets SET expires_at = now() + make_interval(secs => $3)
+        WHERE tenant_id = $1 AND endpoint_id = $2 AND expires_at IS NULL RETURNING tenant_id",
     );
     #[allow(clippy::cast_precision_loss, reason = "an overlap of days, in seconds")]
     let overlap = overlap_secs as f64;
-    scope.execute(expire.bind(endpoint).bind(overlap), Rows::AtMost(1)).await?;
-    let insert = sqlx::query(
+    scope.write(expire.bind(tenant.clone()).bind(endpoint).bind(overlap), Rows::AtMost(1)).await?;
+    let insert = sqlx::query_scalar(
         "-- webhook_secrets.insert
-        INSERT INTO reeve.webhook_secrets (tenant_id, endpoint_id, version, sealed) VALUES ($1, $2, $3, $4)",
+        INSERT INTO reeve.webhook_secrets (tenant_id, endpoint_id, version, sealed) VALUES ($1, $2, $3, $4)
+        RETURNING tenant_id",
     )
-    .bind(scope.tenant().as_str().to_owned())
+    .bind(tenant)
     .bind(endpoint)
     .bind(version)
     .bind(sealed);
-    scope.execute(insert, Rows::Exactly(1)).await?;
+    scope.write(insert, Rows::Exactly(1)).await?;
     Ok(version)
 }
