@@ -393,11 +393,14 @@ CREATE FUNCTION reeve.settle(ids uuid[], tokens uuid[], outcomes text[], delays 
     SELECT k.tenant_id, k.id, k.attempt + CASE k.outcome WHEN 'snooze' THEN 1 ELSE 0 END,
            CASE k.state WHEN 'dead' THEN 'dead' ELSE k.outcome END, k.worker, k.attempted_at, k.error
     FROM kept k WHERE k.outcome <> 'release'),
-  audited AS (
-    INSERT INTO reeve.audit_log (id, tenant_id, actor, action, target, reason, job_id, attempt)
-    SELECT reeve.new_id(), k.tenant_id, 'worker', 'job.quarantined', 'job:' || k.id, left(k.error, 2000), k.id, k.attempt
-    FROM kept k WHERE k.state = 'quarantined')
-  SELECT o.id FROM over o UNION ALL SELECT k.id FROM kept k
+  -- No row when nothing is quarantined, and then nothing is called. The ids below come from here, so that it is run.
+  audited AS MATERIALIZED (
+    SELECT array_agg(k.id) AS ids, reeve.audit_append_many(array_agg(ROW(
+      k.tenant_id, 'worker', 'job.quarantined', 'job:' || k.id, k.error, '{}', k.id, k.attempt, NULL, NULL)::reeve.audit_entry
+      ORDER BY k.id)) AS entries
+    FROM kept k WHERE k.state = 'quarantined' HAVING count(*) > 0)
+  SELECT o.id FROM over o UNION ALL SELECT k.id FROM kept k WHERE k.state <> 'quarantined'
+  UNION ALL SELECT unnest(a.ids) FROM audited a WHERE a.entries > 0
 $$;
 GRANT EXECUTE ON FUNCTION reeve.settle(uuid[], uuid[], text[], double precision[], text[]) TO reeve_worker;
 
@@ -431,6 +434,7 @@ DECLARE
   lost record;
   next_state text;
   evidence text;
+  entries reeve.audit_entry[] := '{}';
 BEGIN
   FOR lost IN
     SELECT j.* FROM reeve.jobs j WHERE j.state = 'running' AND j.lease_expires_at < now()
@@ -459,13 +463,17 @@ BEGIN
            lease_expires_at = NULL, last_error = evidence
     WHERE j.id = lost.id;
     IF next_state = 'quarantined' THEN
-      PERFORM reeve.audit_append(lost.tenant_id, 'scheduler', 'job.quarantined', 'job:' || lost.id, evidence, '{}',
-                                 lost.id, lost.attempt, NULL);
+      entries := entries || ROW(lost.tenant_id, 'scheduler', 'job.quarantined', 'job:' || lost.id, evidence, '{}', lost.id,
+                                lost.attempt, NULL, NULL)::reeve.audit_entry;
     ELSIF next_state = 'available' THEN
       PERFORM reeve.ring_doorbell(lost.queue, lost.region);
     END IF;
     RETURN QUERY SELECT lost.id, lost.tenant_id, lost.kind, next_state, lost.worker;
   END LOOP;
+  -- Together and last: the chains' heads are locked in one order, and two rescuers cannot wait for each other.
+  IF cardinality(entries) > 0 THEN
+    PERFORM reeve.audit_append_many(entries);
+  END IF;
 END $$;
 GRANT EXECUTE ON FUNCTION reeve.rescue(integer) TO reeve_scheduler;
 

@@ -10,7 +10,7 @@ use sqlx::{
 
 use crate::kinds::Kind;
 
-const FILES: [(i64, &str, &str); 9] = [
+const FILES: [(i64, &str, &str); 10] = [
     (1, "roles", include_str!("../../../migrations/0001_roles.sql")),
     (2, "tenants", include_str!("../../../migrations/0002_tenants.sql")),
     (3, "kinds", include_str!("../../../migrations/0003_kinds.sql")),
@@ -20,6 +20,7 @@ const FILES: [(i64, &str, &str); 9] = [
     (7, "webhooks", include_str!("../../../migrations/0007_webhooks.sql")),
     (8, "schedules", include_str!("../../../migrations/0008_schedules.sql")),
     (9, "sessions", include_str!("../../../migrations/0009_sessions.sql")),
+    (10, "audit_chain", include_str!("../../../migrations/0010_audit_chain.sql")),
 ];
 
 /// The schema this build needs.

@@ -115,7 +115,7 @@ async fn parked_jobs_nobody_looked_at_become_history_and_old_attempts_go() {
 #[tokio::test]
 async fn the_scheduler_role_sees_no_row() {
     let (database, pool) = database().await;
-    for table in ["jobs", "job_history", "job_attempts", "schedules", "tenants", "audit_log"] {
+    for table in ["jobs", "job_history", "job_attempts", "schedules", "tenants", "audit_log", "audit_bodies"] {
         let refused = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT FROM reeve.{table}"))).execute(&pool).await;
         assert!(refused.unwrap_err().to_string().contains("permission denied"), "{table}");
     }
