@@ -345,6 +345,52 @@ async fn jobs_quarantined_together_are_chained_and_others_touch_no_chain() {
     db.drop_now().await;
 }
 
+/// Two settlements that quarantine jobs of the same tenants in opposite order wait for each other in one order only.
+#[tokio::test]
+async fn writers_of_several_chains_do_not_lock_each_other_out() {
+    let db = TestDatabase::new().await;
+    let writers = (0..4).map(|writer| {
+        let pool = db.admin.clone();
+        tokio::spawn(async move {
+            let order = if writer % 2 == 0 { "i" } else { "-i" };
+            let sql = format!(
+                "SELECT reeve.audit_append_many(array_agg(ROW('t' || i, 'ann', 'thing.done', '', NULL, NULL, NULL, NULL, NULL,
+                   NULL)::reeve.audit_entry ORDER BY {order})) FROM generate_series(1, 20) i"
+            );
+            for _ in 0..20 {
+                sqlx::query(sqlx::AssertSqlSafe(sql.clone())).execute(&pool).await.expect("no deadlock");
+            }
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.expect("a writer");
+    }
+    for tenant in ["t1", "t20"] {
+        assert_eq!(holds(&db, tenant).await.entries, 80);
+    }
+    db.drop_now().await;
+}
+
+#[tokio::test]
+async fn the_class_comes_from_the_action() {
+    let db = TestDatabase::new().await;
+    for (action, class) in [
+        ("job.retried", "12m"),
+        ("endpoint.disabled", "24m"),
+        ("endpoint.secret_rotated", "life"),
+        ("key.made", "life"),
+        ("audit.body_erased", "life"),
+    ] {
+        let found: String = sqlx::query_scalar("SELECT reeve.audit_class($1)")
+            .bind(action)
+            .fetch_one(&db.admin)
+            .await
+            .expect("a class");
+        assert_eq!(found, class, "{action}");
+    }
+    db.drop_now().await;
+}
+
 #[test]
 fn a_missing_value_is_not_an_empty_one() {
     let none = Content {
