@@ -439,11 +439,14 @@ CREATE FUNCTION reeve.settle(ids uuid[], tokens uuid[], outcomes text[], delays 
     SELECT k.tenant_id, k.id, k.attempt + CASE k.outcome WHEN 'snooze' THEN 1 ELSE 0 END,
            CASE k.state WHEN 'dead' THEN 'dead' ELSE k.outcome END, k.worker, k.attempted_at, k.error
     FROM kept k WHERE k.outcome <> 'release'),
-  audited AS (
-    INSERT INTO reeve.audit_log (id, tenant_id, actor, action, target, reason, job_id, attempt)
-    SELECT reeve.new_id(), k.tenant_id, 'worker', 'job.quarantined', 'job:' || k.id, left(k.error, 2000), k.id, k.attempt
-    FROM kept k WHERE k.state = 'quarantined')
-  SELECT o.id FROM over o UNION ALL SELECT k.id FROM kept k
+  -- No row when nothing is quarantined, and then nothing is called. The ids below come from here, so that it is run.
+  audited AS MATERIALIZED (
+    SELECT array_agg(k.id) AS ids, reeve.audit_append_many(array_agg(ROW(
+      k.tenant_id, 'worker', 'job.quarantined', 'job:' || k.id, k.error, '{}', k.id, k.attempt, NULL, NULL)::reeve.audit_entry
+      ORDER BY k.id)) AS entries
+    FROM kept k WHERE k.state = 'quarantined' HAVING count(*) > 0)
+  SELECT o.id FROM over o UNION ALL SELECT k.id FROM kept k WHERE k.state <> 'quarantined'
+  UNION ALL SELECT unnest(a.ids) FROM audited a WHERE a.entries > 0
 $$;
 GRANT EXECUTE ON FUNCTION reeve.settle(uuid[], uuid[], text[], double precision[], text[]) TO reeve_worker;
 

@@ -34,6 +34,7 @@ DECLARE
   lost record;
   next_state text;
   evidence text;
+  entries reeve.audit_entry[] := '{}';
 BEGIN
   FOR lost IN
     SELECT j.* FROM reeve.jobs j WHERE j.state = 'running' AND j.lease_expires_at < now()
@@ -69,13 +70,17 @@ BEGIN
            lease_expires_at = NULL, last_error = evidence
     WHERE j.id = lost.id;
     IF next_state = 'quarantined' THEN
-      PERFORM reeve.audit_append(lost.tenant_id, 'scheduler', 'job.quarantined', 'job:' || lost.id, evidence, '{}',
-                                 lost.id, lost.attempt, NULL);
+      entries := entries || ROW(lost.tenant_id, 'scheduler', 'job.quarantined', 'job:' || lost.id, evidence, '{}', lost.id,
+                                lost.attempt, NULL, NULL)::reeve.audit_entry;
     ELSIF next_state = 'available' THEN
       PERFORM reeve.ring_doorbell(lost.queue, lost.region);
     END IF;
     RETURN QUERY SELECT lost.id, lost.tenant_id, lost.kind, next_state, lost.worker;
   END LOOP;
+  -- Together and last: the chains' heads are locked in one order, and two rescuers cannot wait for each other.
+  IF cardinality(entries) > 0 THEN
+    PERFORM reeve.audit_append_many(entries);
+  END IF;
 END $$;
 GRANT EXECUTE ON FUNCTION reeve.rescue(integer) TO reeve_scheduler;
 

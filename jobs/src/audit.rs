@@ -3,6 +3,22 @@
 //! A worker writes through [`crate::tenant::Scope::audit`], so an entry commits with the effect it tells of and can only
 //! be of the tenant whose scope is open. Operators' acts are recorded by the SQL functions that do them. Values of
 //! changed fields never come here, only their names.
+//!
+//! The entries of a tenant are a hash chain (`migrations/0005_audit.sql`), and its end is signed now and then. With feature
+//! `program`: [`keyed`] has the key's uses, [`chain`] the canonical bytes, [`verify`] finds the first broken link, and
+//! [`inspect`] searches.
+#[cfg(feature = "program")]
+pub mod chain;
+#[cfg(feature = "program")]
+pub mod inspect;
+#[cfg(feature = "program")]
+pub mod keyed;
+#[cfg(feature = "program")]
+pub mod verify;
+
+#[cfg(feature = "program")]
+pub use keyed::{AuditKey, AuditKeyError};
+
 use crate::job::{ClaimedJob, JobId};
 
 /// One entry. `action` is `noun.verb`, `target` a typed id such as `job:…` or `endpoint:…`.
@@ -16,11 +32,13 @@ pub struct Entry<'a> {
     pub fields: &'a [&'a str],
     pub job: Option<(JobId, i32)>,
     pub trace_id: Option<&'a str>,
+    /// From `AuditKey::ip_hash` (feature `program`); never the address.
+    pub source_ip_hash: Option<[u8; 32]>,
 }
 
 impl<'a> Entry<'a> {
     pub fn new(actor: &'a str, action: &'a str, target: &'a str) -> Self {
-        Self { actor, action, target, reason: None, fields: &[], job: None, trace_id: None }
+        Self { actor, action, target, reason: None, fields: &[], job: None, trace_id: None, source_ip_hash: None }
     }
 
     pub fn because(mut self, reason: &'a str) -> Self {
@@ -36,4 +54,4 @@ impl<'a> Entry<'a> {
     }
 }
 
-pub(crate) const APPEND: &str = "-- audit.append\nSELECT reeve.audit($1, $2, $3, $4, $5, $6, $7, $8)";
+pub(crate) const APPEND: &str = "-- audit.append\nSELECT reeve.audit($1, $2, $3, $4, $5, $6, $7, $8, $9)";

@@ -1,6 +1,7 @@
 //! What `reeve` can be told: clap types, and the checks that need no database.
 use std::path::PathBuf;
 
+use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use clap::{Args, Parser, Subcommand};
 use reeve_jobs::{JobId, Kind, State, TenantId};
 
@@ -38,6 +39,11 @@ pub enum Noun {
     Jobs {
         #[command(subcommand)]
         verb: Jobs,
+    },
+    /// The audit log: search, verify, sign
+    Audit {
+        #[command(subcommand)]
+        verb: Audit,
     },
     /// Tenants: look
     Tenants {
@@ -125,6 +131,74 @@ pub struct Tail {
     /// Stop after this many seconds
     #[arg(long = "for", value_name = "SECS")]
     pub for_secs: Option<u32>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Audit {
+    /// Find the first broken link of each tenant's chain; exit code 1 when there is one
+    Verify {
+        /// Only this tenant's chain; - is the platform's own
+        #[arg(long, allow_hyphen_values = true)]
+        tenant: Option<String>,
+    },
+    /// List entries, newest first
+    Search(Search),
+    /// The same as CSV, for spreadsheets: cells that would be formulas get a leading apostrophe
+    Csv(Search),
+    /// Verify, then sign the end of each chain with [ops] audit_key; keep what it prints somewhere else
+    Checkpoint {
+        /// Only this tenant's chain; - is the platform's own
+        #[arg(long, allow_hyphen_values = true)]
+        tenant: Option<String>,
+    },
+    /// Erase the reason and the fields' names of one entry; the chain stays whole, and the act is audited
+    Erase {
+        #[arg(long, allow_hyphen_values = true)]
+        tenant: String,
+        /// The entry's number
+        #[arg(long)]
+        seq: i64,
+        /// Why; kept in the audit log
+        #[arg(long, value_parser = reason)]
+        reason: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Search {
+    /// Only this tenant's; - is the platform itself
+    #[arg(long, allow_hyphen_values = true)]
+    pub tenant: Option<String>,
+    /// Such as cli:ann, worker, scheduler
+    #[arg(long)]
+    pub actor: Option<String>,
+    /// Such as job.retried; with a dot at the end, all that begin so (job.)
+    #[arg(long)]
+    pub action: Option<String>,
+    /// Such as job:<id> or endpoint:<id>
+    #[arg(long)]
+    pub target: Option<String>,
+    /// At or after: a day (2026-01-31, UTC) or a time (2026-01-31T12:00:00Z)
+    #[arg(long, value_parser = moment)]
+    pub since: Option<DateTime<Utc>>,
+    /// Before
+    #[arg(long, value_parser = moment)]
+    pub until: Option<DateTime<Utc>>,
+    /// The trace id, 32 hexadecimal digits
+    #[arg(long)]
+    pub trace: Option<String>,
+    /// At most this many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1_000_000))]
+    pub limit: i64,
+}
+
+fn moment(text: &str) -> Result<DateTime<Utc>, String> {
+    if let Ok(day) = text.parse::<NaiveDate>() {
+        return Ok(day.and_time(NaiveTime::MIN).and_utc());
+    }
+    DateTime::parse_from_rfc3339(text)
+        .map(|at| at.to_utc())
+        .map_err(|_| "write a day (2026-01-31) or a time with its zone (2026-01-31T12:00:00Z)".to_owned())
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,10 +3,13 @@
 use std::path::Path;
 
 use reeve_jobs::{
+    audit::{AuditKey, AuditKeyError},
     program::config::{self, ConfigError},
     redact::Redacted,
 };
 use serde::Deserialize;
+
+use crate::run::Failure;
 
 const SECTION: &str = "ops";
 
@@ -17,6 +20,8 @@ pub struct Config {
     database_url: Option<Redacted<String>>,
     /// Logs in as an administrator of the database; for `reeve migrate` alone.
     admin_database_url: Option<Redacted<String>>,
+    /// 32 bytes in base64; signs checkpoints of the audit log. Not where the database's administrator could read it.
+    audit_key: Option<Redacted<String>>,
     /// The file all this came from, or "environment".
     #[serde(skip)]
     place: String,
@@ -35,6 +40,15 @@ impl Config {
 
     pub fn admin_database_url(&self) -> Result<&Redacted<String>, ConfigError> {
         self.admin_database_url.as_ref().ok_or_else(|| self.missing("admin_database_url"))
+    }
+
+    /// `None` when there is none.
+    pub fn audit_key(&self) -> Result<Option<AuditKey>, AuditKeyError> {
+        self.audit_key.as_ref().map(|text| AuditKey::from_base64(text.reveal())).transpose()
+    }
+
+    pub fn require_audit_key(&self) -> Result<AuditKey, Failure> {
+        self.audit_key()?.ok_or_else(|| self.missing("audit_key").into())
     }
 
     fn missing(&self, key: &str) -> ConfigError {

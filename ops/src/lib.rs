@@ -7,6 +7,7 @@
 //! Data goes to standard output and every message to standard error; the exit code says how it ended
 //! ([`cli::EXIT_CODES`]). This crate never claims or settles a job and never opens a tenant's scope: it reads as
 //! `reeve_ops`, and acts through SQL functions that write the audit log themselves.
+mod audit;
 pub mod cli;
 pub mod config;
 pub mod output;

@@ -5,6 +5,7 @@ use std::{
 };
 
 use reeve_jobs::{
+    audit::AuditKeyError,
     program::{config::ConfigError, db, db::DbError},
     queue::{
         inspect::{Filter, Place},
@@ -16,6 +17,7 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection, PgPool, postgres::PgConnectOptions};
 
 use crate::{
+    audit,
     cli::{self, Cli, Noun},
     config::Config,
     output,
@@ -46,6 +48,8 @@ pub enum Outcome {
 pub enum Failure {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error("[ops] audit_key: {0}")]
+    AuditKey(#[from] AuditKeyError),
     #[error(transparent)]
     Connect(#[from] DbError),
     #[error("cannot reach the database of {key}: no answer within {} s; is the address right?", CONNECT_WITHIN.as_secs())]
@@ -64,7 +68,7 @@ impl Failure {
     /// See [`cli::EXIT_CODES`].
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Actor(_) | Self::Input(_) | Self::Output(_) => 2,
+            Self::Config(_) | Self::AuditKey(_) | Self::Actor(_) | Self::Input(_) | Self::Output(_) => 2,
             Self::Connect(DbError::Url { .. }) => 2,
             Self::Connect(DbError::Connect { .. }) | Self::NoAnswer { .. } => 3,
             Self::Service(error) => match error {
@@ -116,6 +120,7 @@ pub async fn run(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<Outcome, Fail
             if report.status() == doctor::Status::Fail { Outcome::CheckFailed } else { Outcome::Done }
         }
         Noun::Jobs { verb } => jobs(cli, &config, verb, terminal).await?,
+        Noun::Audit { verb } => audit::run(cli, &config, verb, terminal).await?,
         Noun::Tenants { verb } => {
             let pool = open(&config).await?;
             match verb {
@@ -133,7 +138,7 @@ pub async fn run(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<Outcome, Fail
 }
 
 /// As JSON, or for people.
-fn show<T: serde::Serialize>(
+pub(crate) fn show<T: serde::Serialize>(
     cli: &Cli,
     terminal: &mut Terminal<'_>,
     value: &T,
@@ -260,7 +265,7 @@ async fn connect(key: &'static str, url: &Redacted<String>) -> Result<PgConnecti
 }
 
 /// A pool on the operators' database, with the schema and role checked.
-async fn open(config: &Config) -> Result<PgPool, Failure> {
+pub(crate) async fn open(config: &Config) -> Result<PgPool, Failure> {
     const KEY: &str = "[ops] database_url";
     let url = config.database_url()?;
     // Its closing is a courtesy to the server's log.
@@ -273,7 +278,7 @@ async fn open(config: &Config) -> Result<PgPool, Failure> {
 /// The audit log takes this many characters; the prefix needs four.
 const USER_CHARS_MAX: usize = 196;
 
-fn actor(terminal: &Terminal<'_>) -> Result<String, Failure> {
+pub(crate) fn actor(terminal: &Terminal<'_>) -> Result<String, Failure> {
     let user = terminal.user.as_deref().unwrap_or_default().trim();
     match user.chars().count() {
         0 => Err(Failure::Actor("set REEVE_ACTOR to your name")),

@@ -117,11 +117,12 @@ async fn a_job_is_enqueued_seen_retried_and_cancelled_and_each_act_is_audited() 
     let history = reeve(&db, &["--json", "jobs", "list", "--history", "--state", "cancelled"]).await.json();
     assert_eq!(history[0]["id"], id);
 
-    let audited: Vec<(String, String, String)> =
-        sqlx::query_as("SELECT actor, action, reason FROM reeve.audit_log ORDER BY at")
-            .fetch_all(&db.admin)
-            .await
-            .expect("log");
+    let audited: Vec<(String, String, String)> = sqlx::query_as(
+        "SELECT actor, action, reason FROM reeve.audit_log JOIN reeve.audit_bodies USING (tenant_id, seq) ORDER BY seq",
+    )
+    .fetch_all(&db.admin)
+    .await
+    .expect("log");
     let expected = [("job.enqueued", "is it alive?"), ("job.retried", "fixed"), ("job.cancelled", "enough")];
     let expected = expected.map(|(action, reason)| ("cli:ann".to_owned(), action.to_owned(), reason.to_owned()));
     assert_eq!(audited, expected);
@@ -337,5 +338,47 @@ async fn the_tail_ends_by_itself_when_told_how_long() {
     let lines: Vec<Value> = ran.out.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
     assert!(!lines.is_empty(), "jobs appeared while the tail looked");
     assert!(lines.iter().all(|line| line["tenant"] == "acme" && line["state"] == "available"), "{}", ran.out);
+    db.drop_now().await;
+}
+
+#[tokio::test]
+async fn the_audit_log_is_searched_signed_and_verified_and_a_changed_entry_ends_with_code_one() {
+    let db = TestDatabase::new().await;
+    let acme = db.tenant("acme").await;
+    let id = probe(&db, &acme).await.to_string();
+    reeve(&db, &["jobs", "cancel", &id, "--reason", "=HYPERLINK(\"x\")"]).await;
+    let keyed = format!("{}audit_key = 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8='\n", config(&db));
+
+    let found = reeve(&db, &["--json", "audit", "search", "--actor", "cli:ann", "--action", "job."]).await.json();
+    assert_eq!((&found[0]["action"], &found[0]["seq"]), (&"job.cancelled".into(), &2.into()));
+    assert_eq!(found.as_array().map(Vec::len), Some(1));
+    let by_target = ["--json", "audit", "search", "--target", &format!("job:{id}"), "--since", "2020-01-01"];
+    assert_eq!(reeve(&db, &by_target).await.json().as_array().map(Vec::len), Some(2));
+    for nothing in [["--until", "2020-01-01"], ["--trace", "0af7651916cd43dd8448eb211c80319c"], ["--tenant", "-"]] {
+        let ran = reeve(&db, &[&["--json", "audit", "search"], &nothing[..]].concat()).await;
+        assert_eq!(ran.json(), serde_json::json!([]), "{nothing:?}");
+    }
+    let csv = reeve(&db, &["audit", "csv"]).await.out;
+    assert!(csv.contains(",\"'=HYPERLINK(\"\"x\"\")\","), "{csv}");
+
+    let without = reeve(&db, &["audit", "checkpoint"]).await;
+    assert!(without.code == 2 && without.messages.contains("REEVE_OPS__AUDIT_KEY"), "{}", without.messages);
+    let signed = run_with(&keyed, &["--json", "audit", "checkpoint"], "", None).await.json();
+    assert_eq!((&signed[0]["tenant"], &signed[0]["seq"]), (&"acme".into(), &2.into()));
+    let again = run_with(&keyed, &["audit", "checkpoint"], "", None).await;
+    assert!(again.code == 0 && again.out.contains("nothing new"), "{}", again.out);
+    let erase = ["audit", "erase", "--tenant", "acme", "--seq", "2", "--reason", "asked to"];
+    assert_eq!(reeve(&db, &erase).await.out, "erased\n");
+    let verified = run_with(&keyed, &["audit", "verify"], "", None).await;
+    assert!(verified.code == 0 && verified.messages.is_empty() && verified.out.contains("ok"), "{}", verified.out);
+    assert!(reeve(&db, &["audit", "verify"]).await.messages.contains("were not checked"));
+
+    let edit =
+        "ALTER TABLE reeve.audit_log DISABLE TRIGGER append_only; UPDATE reeve.audit_log SET actor = 'x' WHERE seq = 2";
+    sqlx::raw_sql(edit).execute(&db.admin).await.expect("an edit");
+    let verified = run_with(&keyed, &["audit", "verify", "--tenant", "acme"], "", None).await;
+    assert!(verified.code == 1 && verified.out.contains("BROKEN at 2"), "{}", verified.out);
+    let refused = run_with(&keyed, &["audit", "checkpoint"], "", None).await;
+    assert!(refused.code == 1 && refused.out.contains("not signed"), "{}", refused.out);
     db.drop_now().await;
 }

@@ -1,9 +1,10 @@
 //! Keeps the queue's tables small: makes and drops the day partitions of history, moves parked jobs that nobody looked at
-//! to history, drops old attempt records.
+//! to history, drops old attempt records; and the audit log's, by its own classes and never past a checkpoint.
 //!
 //! Partitions come first, so that parked jobs fall into today's and not into the default one. Rows that did fall there
 //! (nobody made partitions for days) are deleted by the same rule by which a day is dropped. All of it is safe to repeat
 //! and to run in many schedulers at a time. Data of duties is not touched here: their own jobs prune it.
+use reeve_jobs::audit;
 use sqlx::{PgPool, Row};
 
 use crate::{
@@ -44,6 +45,9 @@ pub struct Pruned {
     /// Dead and quarantined jobs that became history.
     pub parked: u64,
     pub attempts: u64,
+    /// Audit entries of which only their hashes are kept, and hashes that went with their checkpoint.
+    pub audit_entries: u64,
+    pub audit_stubs: u64,
 }
 
 /// Does the upkeep and prunes all that is past its time.
@@ -88,6 +92,14 @@ pub(crate) async fn run_batches(pool: &PgPool, keep: &Keep, batch: i32) -> sqlx:
         let strays = count(&row, 0)?;
         pruned.stray_history += strays;
         if strays < full {
+            break;
+        }
+    }
+    loop {
+        let (entries, stubs) = audit::inspect::prune(pool, batch).await?;
+        pruned.audit_entries += entries.unsigned_abs();
+        pruned.audit_stubs += stubs.unsigned_abs();
+        if (entries, stubs) == (0, 0) {
             return Ok(pruned);
         }
     }
@@ -115,6 +127,8 @@ impl Service for Pruner {
                 stray_history = pruned.stray_history,
                 parked = pruned.parked,
                 attempts = pruned.attempts,
+                audit_entries = pruned.audit_entries,
+                audit_stubs = pruned.audit_stubs,
                 "upkeep done"
             );
         }

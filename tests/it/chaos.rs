@@ -198,7 +198,7 @@ async fn a_job_that_kills_its_worker_three_times_is_quarantined_with_evidence() 
         until("the job was taken back", async || running(&town).await == 0).await;
     }
     assert_eq!(town.state(job).await, "quarantined");
-    let evidence: String = sqlx::query_scalar("SELECT reason FROM reeve.audit_log WHERE action = 'job.quarantined'")
+    let evidence: String = sqlx::query_scalar("SELECT reason FROM reeve.audit_log JOIN reeve.audit_bodies USING (tenant_id, seq) WHERE action = 'job.quarantined'")
         .fetch_one(&town.db.admin)
         .await
         .expect("one entry");

@@ -144,14 +144,15 @@ async fn another_regions_jobs_are_never_claimed() {
 #[tokio::test]
 async fn within_a_tenant_priority_comes_first_and_then_age() {
     let town = Town::new().await;
-    let mut tx = town.app.begin().await.expect("begin");
-    client::set_tenant(&mut tx, &town.a).await.expect("context");
+    // A transaction each: jobs of one transaction are of one age.
     for (note, priority) in [("late", 4), ("first", 1), ("second", 2), ("third", 2)] {
+        let mut tx = town.app.begin().await.expect("begin");
+        client::set_tenant(&mut tx, &town.a).await.expect("context");
         let how = client::Enqueue { priority: Some(priority), ..client::Enqueue::default() };
         let probe = ProbeFleet { note: Some(note.to_owned()), sleep_ms: 0 };
         client::enqueue(&mut tx, &probe, &how).await.expect("enqueued");
+        tx.commit().await.expect("commit");
     }
-    tx.commit().await.expect("commit");
     let mut order = Vec::new();
     for _ in 0..4 {
         let claim = claim(&town, 1, "").await;

@@ -21,7 +21,13 @@ const MIGRATORS_OWN: [&str; 2] = ["reeve.oldest_transaction()", "reeve.schema_ve
 /// Every grant to execute a function of the schema; its owner's own right is not listed. A new function stands here with
 /// the roles that need it, or is called by nobody but its owner.
 const MAY_EXECUTE: &[(&str, &[&str])] = &[
-    ("reeve.audit(text,text,text,text,text[],uuid,integer,text)", &["reeve_worker"]),
+    ("reeve.audit(text,text,text,text,text[],uuid,integer,text,bytea)", &["reeve_worker"]),
+    (
+        "reeve.audit_checkpoint(text,bigint,bigint,bytea,timestamp with time zone,timestamp with time zone,bytea)",
+        &["reeve_ops"],
+    ),
+    ("reeve.audit_erase_body(text,bigint,text,text)", &["reeve_ops"]),
+    ("reeve.audit_prune(integer)", &["reeve_ops", "reeve_scheduler"]),
     ("reeve.cancel_job(uuid,text,text)", &["reeve_ops"]),
     ("reeve.claim(text,text,integer,text,text,double precision)", &["reeve_worker"]),
     ("reeve.delivery_is_foreign(uuid)", &["reeve_worker"]),
@@ -264,11 +270,15 @@ const BREACHES: &[(&str, &str, &str)] = &[
     ("ALTER TABLE {day} NO FORCE ROW LEVEL SECURITY", "unguarded_tables", "{day}: row-level security is not forced"),
     ("ALTER TABLE {day} DISABLE ROW LEVEL SECURITY", "unguarded_tables", "{day}: row-level security is off"),
     (
-        "ALTER TABLE reeve.audit_log ALTER tenant_id DROP NOT NULL",
+        "ALTER TABLE reeve.job_attempts ALTER tenant_id DROP NOT NULL",
         "unguarded_tables",
-        "reeve.audit_log: tenant_id may be",
+        "reeve.job_attempts: tenant_id may be",
     ),
-    ("DROP INDEX reeve.audit_log_tenant", "unguarded_tables", "reeve.audit_log: no index has tenant_id"),
+    (
+        "ALTER TABLE reeve.audit_stubs DROP CONSTRAINT audit_stubs_pkey",
+        "unguarded_tables",
+        "reeve.audit_stubs: no index has tenant_id",
+    ),
     ("CREATE TABLE reeve.notes (tenant_id text)", "unguarded_tables", "reeve.notes: row-level security is off"),
     ("CREATE VIEW reeve.peek AS SELECT * FROM reeve.jobs", "relations_without_policies", "reeve.peek: neither a table"),
     ("ALTER ROLE reeve_worker BYPASSRLS", "roles_above_the_policies", "reeve_worker: bypasses"),

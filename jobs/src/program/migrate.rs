@@ -10,7 +10,7 @@ use sqlx::{
 
 use crate::kinds::Kind;
 
-const FILES: [(i64, &str, &str); 10] = [
+const FILES: [(i64, &str, &str); 11] = [
     (1, "roles", include_str!("../../../migrations/0001_roles.sql")),
     (2, "tenants", include_str!("../../../migrations/0002_tenants.sql")),
     (3, "kinds", include_str!("../../../migrations/0003_kinds.sql")),
@@ -21,6 +21,7 @@ const FILES: [(i64, &str, &str); 10] = [
     (8, "schedules", include_str!("../../../migrations/0008_schedules.sql")),
     (9, "sessions", include_str!("../../../migrations/0009_sessions.sql")),
     (10, "queue_upkeep", include_str!("../../../migrations/0010_queue_upkeep.sql")),
+    (11, "audit_chain", include_str!("../../../migrations/0011_audit_chain.sql")),
 ];
 
 /// The schema this build needs.

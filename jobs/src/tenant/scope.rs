@@ -140,7 +140,8 @@ impl Scope {
         if as_meant { Ok(changed) } else { Err(ScopeError::RowCount { expected, changed }) }
     }
 
-    /// Appends to the audit log; committed with everything else of this scope.
+    /// Appends to the audit log; committed with everything else of this scope. Late in it, please: until then every other
+    /// writer of the tenant's log waits.
     pub async fn audit(&mut self, entry: &audit::Entry<'_>) -> Result<(), ScopeError> {
         let written: String = sqlx::query_scalar(audit::APPEND)
             .bind(entry.actor)
@@ -151,6 +152,7 @@ impl Scope {
             .bind(entry.job.map(|(id, _)| id))
             .bind(entry.job.map(|(_, attempt)| attempt))
             .bind(entry.trace_id)
+            .bind(entry.source_ip_hash.map(|hash| hash.to_vec()))
             .fetch_one(&mut *self.tx)
             .await?;
         if written == self.tenant.as_str() {

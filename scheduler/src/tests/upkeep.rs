@@ -113,9 +113,32 @@ async fn parked_jobs_nobody_looked_at_become_history_and_old_attempts_go() {
 }
 
 #[tokio::test]
+async fn audit_entries_past_their_time_go_once_they_are_signed() {
+    let (database, pool) = database().await;
+    let db = &database.admin;
+    // Hashes that chain to nothing will do: what may go is decided by time, class and checkpoint.
+    sqlx::raw_sql(
+        "INSERT INTO reeve.audit_log (tenant_id, seq, at, class, actor, action, target, hash)
+         SELECT 't', i, now() - interval '400 days', class, 'a', 'b.c', '', sha256('x')
+         FROM unnest(ARRAY['12m', '12m', 'life', '12m', '24m', '12m']) WITH ORDINALITY x (class, i);
+         INSERT INTO reeve.audit_checkpoints (tenant_id, from_seq, seq, hash, keeps_until, at, signature)
+         VALUES ('t', 0, 2, sha256('x'), now() - interval '1 day', now(), sha256('y')),
+                ('t', 2, 5, sha256('x'), NULL, now(), sha256('y'))",
+    )
+    .execute(db)
+    .await
+    .expect("entries");
+    let pruned = pruner::run_batches(&pool, &KEEP, 1).await.expect("a run");
+    assert_eq!(pruned, Pruned { partitions_made: 4, audit_entries: 3, audit_stubs: 2, ..Pruned::default() });
+    assert_eq!(ask(db, "SELECT string_agg(seq::text, ' ' ORDER BY seq) FROM reeve.audit_log").await, "3 5 6");
+    assert_eq!(ask(db, "SELECT string_agg(seq::text, ' ' ORDER BY seq) FROM reeve.audit_stubs").await, "4");
+    database.drop_now().await;
+}
+
+#[tokio::test]
 async fn the_scheduler_role_sees_no_row() {
     let (database, pool) = database().await;
-    for table in ["jobs", "job_history", "job_attempts", "schedules", "tenants", "audit_log"] {
+    for table in ["jobs", "job_history", "job_attempts", "schedules", "tenants", "audit_log", "audit_bodies"] {
         let refused = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT FROM reeve.{table}"))).execute(&pool).await;
         assert!(refused.unwrap_err().to_string().contains("permission denied"), "{table}");
     }

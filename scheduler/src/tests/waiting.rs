@@ -125,8 +125,9 @@ async fn the_third_lost_lease_quarantines_with_evidence() {
     for worker in ["w1 (attempt 1)", "w2 (attempt 2)", "w3 (attempt 3)"] {
         assert!(evidence.contains(worker), "{evidence}");
     }
-    let audit =
-        ask(db, "SELECT tenant_id || ' ' || action || ' ' || job_id || ' ' || reason FROM reeve.audit_log").await;
+    let audit = "SELECT tenant_id || ' ' || action || ' ' || job_id || ' ' || reason
+        FROM reeve.audit_log JOIN reeve.audit_bodies USING (tenant_id, seq)";
+    let audit = ask(db, audit).await;
     assert_eq!(audit, format!("t1 job.quarantined {id} {evidence}"));
     database.drop_now().await;
 }

@@ -68,7 +68,12 @@ const FAULTS: [(&str, &str, &str, &str); 18] = [
         "job_attempts allows",
         "SET NOT NULL",
     ),
-    ("DROP INDEX reeve.audit_log_tenant", "tenant tables", "audit_log has no index", "ON reeve.audit_log (tenant_id)"),
+    (
+        "ALTER TABLE reeve.audit_stubs DROP CONSTRAINT audit_stubs_pkey",
+        "tenant tables",
+        "audit_stubs has no index",
+        "ON reeve.audit_stubs (tenant_id)",
+    ),
     ("CREATE TABLE reeve.extra (tenant_id text)", "tenant tables", "extra has no row-level", "extra ENABLE"),
     (
         "ALTER FUNCTION reeve.renew(uuid[], uuid[], double precision) RESET search_path",
