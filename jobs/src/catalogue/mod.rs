@@ -1,0 +1,18 @@
+//! The catalogue: what every table and column of the app means to Reeve.
+//!
+//! ```text
+//!   pg_catalog ──► introspect::Schema ──┬──► draft (a first catalogue.toml) ──► a person ──► catalogue.toml
+//!                                       │                                                       │ load
+//!                                       └──► check ◄── model::Catalogue ◄───────────────────────┘
+//!                                              └── order (delete plan), rls (policies), graph
+//! ```
+//! All duties read this one file and none knows a table by name. Names that come out of it reach SQL only through
+//! [`name`], which quotes them. Nothing here changes a database: `rls` and `order` write SQL for others to run.
+pub mod introspect;
+pub mod name;
+
+pub use introspect::{Schema, introspect};
+pub use name::TableName;
+
+#[cfg(test)]
+mod fixtures;
