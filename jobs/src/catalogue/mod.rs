@@ -9,9 +9,13 @@
 //! All duties read this one file and none knows a table by name. Names that come out of it reach SQL only through
 //! [`name`], which quotes them. Nothing here changes a database: `rls` and `order` write SQL for others to run.
 pub mod introspect;
+pub mod load;
+pub mod model;
 pub mod name;
+mod raw;
 
 pub use introspect::{Schema, introspect};
+pub use model::Catalogue;
 pub use name::TableName;
 
 #[cfg(test)]
