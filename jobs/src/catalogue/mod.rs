@@ -8,15 +8,24 @@
 //! ```
 //! All duties read this one file and none knows a table by name. Names that come out of it reach SQL only through
 //! [`name`], which quotes them. Nothing here changes a database: `rls` and `order` write SQL for others to run.
+pub mod check;
+pub mod draft;
+pub mod draft_text;
+mod guess;
 pub mod introspect;
 pub mod load;
 pub mod model;
 pub mod name;
 mod raw;
+pub mod route;
 
 pub use introspect::{Schema, introspect};
 pub use model::Catalogue;
 pub use name::TableName;
 
+#[cfg(test)]
+mod check_tests;
+#[cfg(test)]
+mod draft_tests;
 #[cfg(test)]
 mod fixtures;
