@@ -208,11 +208,7 @@ fn scope(on: &mut On<'_>, catalogue: &Catalogue, schema: &Schema) {
             "a person must: a tenant column, a path, \"reference\", \"shared\" or { ignored = \"why\" }",
         ),
         Scope::Column { column, null } => tenant_column(on, catalogue, schema, column, null.is_some()),
-        Scope::Path(steps) => {
-            if steps_end(on, catalogue, schema) {
-                routes(on, catalogue, steps);
-            }
-        }
+        Scope::Path(steps) if steps_end(on, catalogue, schema) => routes(on, catalogue, steps),
         Scope::Polymorphic { of, .. } if of.is_empty() => {
             on.error(
                 None,

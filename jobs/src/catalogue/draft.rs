@@ -77,7 +77,8 @@ fn tenants_table(schema: &Schema, told: Option<&TableName>) -> Option<Tenants> {
         None => guess::tenant_rank(&table.name.name).is_some(),
     });
     let best = candidates.filter(|table| table.holds_rows() && table.primary_key.len() == 1).max_by_key(|table| {
-        let pointing = schema.tables.values().filter(|other| points_at(other, &table.name, &table.primary_key).is_some());
+        let pointing =
+            schema.tables.values().filter(|other| points_at(other, &table.name, &table.primary_key).is_some());
         let rank = guess::tenant_rank(&table.name.name).unwrap_or(usize::MAX);
         (pointing.count(), std::cmp::Reverse(rank))
     })?;
@@ -87,7 +88,10 @@ fn tenants_table(schema: &Schema, told: Option<&TableName>) -> Option<Tenants> {
 
 /// A foreign key of one column to the key of that table.
 fn points_at<'a>(table: &'a Table, to: &TableName, key: &[String]) -> Option<&'a ForeignKey> {
-    table.foreign_keys.iter().find(|fk| fk.table == *to && fk.columns.len() == 1 && fk.target == key && table.name != *to)
+    table
+        .foreign_keys
+        .iter()
+        .find(|fk| fk.table == *to && fk.columns.len() == 1 && fk.target == key && table.name != *to)
 }
 
 fn by_column(schema: &Schema, guess: &mut Guess) {
@@ -183,9 +187,10 @@ fn reverse(schema: &Schema, guess: &mut Guess) {
         if guess.scopes.contains_key(&table.name) {
             continue;
         }
-        let pointing = schema.tables.values().filter(|parent| {
-            parent.name != table.name && guess.scopes.get(&parent.name).is_some_and(Scope::is_owned)
-        });
+        let pointing = schema
+            .tables
+            .values()
+            .filter(|parent| parent.name != table.name && guess.scopes.get(&parent.name).is_some_and(Scope::is_owned));
         let keys: Vec<_> = pointing
             .flat_map(|parent| parent.foreign_keys.iter().map(move |key| (parent, key)))
             .filter(|(_, key)| key.table == table.name)
@@ -254,9 +259,9 @@ fn rest(schema: &Schema, guess: &mut Guess) {
         }
         let scope = match table.kind {
             TableKind::View => continue,
-            TableKind::MaterializedView => {
-                Scope::Ignored("a materialized view: it keeps copies of rows, and is refreshed after a purge".to_owned())
-            }
+            TableKind::MaterializedView => Scope::Ignored(
+                "a materialized view: it keeps copies of rows, and is refreshed after a purge".to_owned(),
+            ),
             _ if guess::is_migration_table(&table.name.name) => Scope::Ignored("the migration tool's own".to_owned()),
             _ => {
                 let doubt = "No tenant column, and no foreign key leads to one. The same for all tenants: \"reference\";\n# no business of any duty: { ignored = \"why\" }.";

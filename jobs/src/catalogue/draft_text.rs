@@ -15,7 +15,9 @@ pub fn write(schema: &Schema, samples: &Samples, guess: &Guess) -> String {
         quote(&schema.database)
     );
     if undecided > 0 {
-        out.push_str(&format!("# To decide: {undecided} table(s) with scope = \"?\". `reeve catalogue check` refuses them.\n"));
+        out.push_str(&format!(
+            "# To decide: {undecided} table(s) with scope = \"?\". `reeve catalogue check` refuses them.\n"
+        ));
     }
     if let Some(tenants) = &guess.tenants {
         let table = quote(&tenants.table.to_string());
@@ -71,8 +73,13 @@ fn table_text(out: &mut String, table: &Table, scope: &Scope, samples: &Samples,
         if let Some(age) = guess::age(table) {
             line(format!("retention = {{ class = {}, age = {} }}", quote(&table.name.name), quote(age)));
         }
-        let order = if table.primary_key.is_empty() { sets.first().copied().unwrap_or_default() } else { &table.primary_key };
-        line(format!("export = {{ file = {}, order = {} }}", quote(&format!("{}.csv", file_name(&table.name.name))), list(order)));
+        let order =
+            if table.primary_key.is_empty() { sets.first().copied().unwrap_or_default() } else { &table.primary_key };
+        line(format!(
+            "export = {{ file = {}, order = {} }}",
+            quote(&format!("{}.csv", file_name(&table.name.name))),
+            list(order)
+        ));
     }
     if let Some(key) = guess::object_key(table) {
         let bucket = guess::bucket(table).map(|b| format!(", bucket_column = {}", quote(b))).unwrap_or_default();
@@ -119,12 +126,15 @@ fn scope_text(scope: &Scope) -> String {
         Scope::Path(steps) => format!("{{ path = [{}] }}", steps.iter().map(step).collect::<Vec<_>>().join(", ")),
         Scope::Reverse(parents) | Scope::Shared(parents) if !parents.is_empty() => {
             let word = if matches!(scope, Scope::Shared(_)) { "shared" } else { "reverse" };
-            let parents: Vec<_> =
-                parents.iter().map(|p| format!("[{}, {}]", quote(&p.table.to_string()), one_or_list(&p.columns))).collect();
+            let parents: Vec<_> = parents
+                .iter()
+                .map(|p| format!("[{}, {}]", quote(&p.table.to_string()), one_or_list(&p.columns)))
+                .collect();
             format!("{{ {word} = [{}] }}", parents.join(", "))
         }
         Scope::Polymorphic { type_column, id_column, of } => {
-            let of: Vec<_> = of.iter().map(|(label, t)| format!("{} = {}", quote(label), quote(&t.to_string()))).collect();
+            let of: Vec<_> =
+                of.iter().map(|(label, t)| format!("{} = {}", quote(label), quote(&t.to_string()))).collect();
             format!(
                 "{{ polymorphic = {{ type_column = {}, id_column = {}, of = {{ {} }} }} }}",
                 quote(type_column),

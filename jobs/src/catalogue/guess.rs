@@ -6,20 +6,62 @@ use super::{
 
 /// Names of tables of tenants, the likeliest first, without their plural `s`.
 const TENANT_TABLES: [&str; 14] = [
-    "tenant", "organization", "organisation", "workspace", "org", "account", "team", "shop", "store", "merchant", "site",
-    "company", "customer", "client",
+    "tenant",
+    "organization",
+    "organisation",
+    "workspace",
+    "org",
+    "account",
+    "team",
+    "shop",
+    "store",
+    "merchant",
+    "site",
+    "company",
+    "customer",
+    "client",
 ];
 const MIGRATION_TABLES: [&str; 12] = [
-    "schema_migrations", "_prisma_migrations", "flyway_schema_history", "ar_internal_metadata", "knex_migrations",
-    "knex_migrations_lock", "alembic_version", "goose_db_version", "django_migrations", "_sqlx_migrations",
-    "databasechangelog", "databasechangeloglock",
+    "schema_migrations",
+    "_prisma_migrations",
+    "flyway_schema_history",
+    "ar_internal_metadata",
+    "knex_migrations",
+    "knex_migrations_lock",
+    "alembic_version",
+    "goose_db_version",
+    "django_migrations",
+    "_sqlx_migrations",
+    "databasechangelog",
+    "databasechangeloglock",
 ];
 const AGE: [&str; 14] = [
-    "createdat", "insertedat", "created", "createdon", "sentat", "receivedat", "occurredat", "recordedat", "loggedat",
-    "issuedon", "issuedat", "timestamp", "at", "date",
+    "createdat",
+    "insertedat",
+    "created",
+    "createdon",
+    "sentat",
+    "receivedat",
+    "occurredat",
+    "recordedat",
+    "loggedat",
+    "issuedon",
+    "issuedat",
+    "timestamp",
+    "at",
+    "date",
 ];
 const OBJECT_KEYS: [&str; 10] = [
-    "objectkey", "storagekey", "s3key", "filekey", "blobkey", "storagepath", "filepath", "objectname", "s3path", "blobname",
+    "objectkey",
+    "storagekey",
+    "s3key",
+    "filekey",
+    "blobkey",
+    "storagepath",
+    "filepath",
+    "objectname",
+    "s3path",
+    "blobname",
 ];
 const SECRETS: [&str; 8] =
     ["accesstoken", "refreshtoken", "secret", "apikey", "privatekey", "secretkey", "clientsecret", "webhooksecret"];
@@ -87,14 +129,23 @@ pub fn pii(table: &Table, column: &Column, values: &[String]) -> Option<PiiKind>
     if !is_text(column) {
         return None;
     }
-    let of_person = ["user", "person", "people", "contact", "customer", "member", "employee", "recipient", "patient", "lead"]
-        .contains(&singular(&table.name.name).as_str());
+    let of_person =
+        ["user", "person", "people", "contact", "customer", "member", "employee", "recipient", "patient", "lead"]
+            .contains(&singular(&table.name.name).as_str());
     let by_name = if has(&["email", "toaddress", "fromaddress"]) || name == "mail" {
         Some(PiiKind::Email)
     } else if has(&["phone", "mobile", "whatsapp", "msisdn"]) || name == "fax" {
         Some(PiiKind::Phone)
-    } else if has(&["firstname", "lastname", "fullname", "surname", "givenname", "familyname", "displayname", "filename"])
-        || (of_person && name == "name")
+    } else if has(&[
+        "firstname",
+        "lastname",
+        "fullname",
+        "surname",
+        "givenname",
+        "familyname",
+        "displayname",
+        "filename",
+    ]) || (of_person && name == "name")
     {
         Some(PiiKind::Name)
     } else if has(&["street", "postcode", "postalcode", "zipcode", "addressline"]) || name == "address" {
@@ -105,7 +156,9 @@ pub fn pii(table: &Table, column: &Column, values: &[String]) -> Option<PiiKind>
         Some(PiiKind::NationalId)
     } else if has(&["iban", "cardnumber", "accountnumber"]) {
         Some(PiiKind::Financial)
-    } else if ["body", "note", "notes", "comment", "comments", "message", "transcript", "subject"].contains(&name.as_str()) {
+    } else if ["body", "note", "notes", "comment", "comments", "message", "transcript", "subject"]
+        .contains(&name.as_str())
+    {
         Some(PiiKind::FreeText)
     } else {
         None
@@ -143,8 +196,8 @@ fn is_full_name(text: &str) -> bool {
     let words: Vec<_> = text.split(' ').collect();
     let name = |word: &&str| {
         word.chars().next().is_some_and(char::is_uppercase)
-            && word.chars().skip(1).all(|c| c.is_lowercase() || c == '\'' || c == '-')
-            && word.chars().count() > 1
+            && word.chars().all(|c| c.is_alphabetic() || c == '\'' || c == '-')
+            && word.chars().any(char::is_lowercase)
     };
     (2..=3).contains(&words.len()) && words.iter().all(name)
 }

@@ -16,6 +16,7 @@ pub mod introspect;
 pub mod load;
 pub mod model;
 pub mod name;
+pub mod order;
 mod raw;
 pub mod route;
 
@@ -29,3 +30,5 @@ mod check_tests;
 mod draft_tests;
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod order_tests;

@@ -24,8 +24,8 @@ pub enum RouteError {
         "joins {from} to \"{table}\", whose key has {target} column(s); name the columns meant as the join's third part"
     )]
     Arity { from: String, table: TableName, target: usize },
-    #[error("column \"{column}\" is {left}, \"{table}\".\"{target}\" is {right}: these do not compare")]
-    Type { column: String, left: String, table: TableName, target: String, right: String },
+    #[error("{0}: these do not compare")]
+    Type(String),
     #[error("does not end at a tenant: \"{0}\" has no tenant column of its own; end the path at a table that has one")]
     NoTenant(TableName),
     #[error("\"{0}\" belongs to nobody (reference, shared or ignored), so it leads to no tenant")]
@@ -94,13 +94,10 @@ fn pairs(from: &Table, columns: &[String], to: &Table, target: &[String]) -> Res
     for (left, right) in columns.iter().zip(target) {
         let (l, r) = (column(from, left)?, column(to, right)?);
         if l.family() != r.family() {
-            return Err(RouteError::Type {
-                column: left.clone(),
-                left: l.declared.clone(),
-                table: to.name.clone(),
-                target: right.clone(),
-                right: r.declared.clone(),
-            });
+            return Err(RouteError::Type(format!(
+                "column \"{left}\" is {}, \"{}\".\"{right}\" is {}",
+                l.declared, to.name, r.declared
+            )));
         }
     }
     Ok(columns.iter().cloned().zip(target.iter().cloned()).collect())
