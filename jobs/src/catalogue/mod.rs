@@ -11,6 +11,8 @@
 pub mod check;
 pub mod draft;
 pub mod draft_text;
+pub mod editor;
+pub mod graph;
 mod guess;
 pub mod introspect;
 pub mod load;
@@ -18,6 +20,7 @@ pub mod model;
 pub mod name;
 pub mod order;
 mod raw;
+pub mod rls;
 pub mod route;
 
 pub use introspect::{Schema, introspect};
@@ -32,3 +35,7 @@ mod draft_tests;
 mod fixtures;
 #[cfg(test)]
 mod order_tests;
+#[cfg(test)]
+mod own_tests;
+#[cfg(test)]
+mod rls_tests;

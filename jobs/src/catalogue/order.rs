@@ -50,7 +50,7 @@ pub enum Action {
 #[derive(Debug, thiserror::Error)]
 pub enum OrderError {
     #[error("table \"{table}\": {source}; `reeve catalogue check` says more")]
-    Route { table: TableName, source: RouteError },
+    Route { table: TableName, source: Box<RouteError> },
     #[error(
         "no order: {0} point at one another and no column of the circle may be NULL; let one be NULL, or make one of the \
          foreign keys ON DELETE CASCADE"
@@ -101,7 +101,7 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn condition(&self, name: &TableName) -> Result<String, OrderError> {
         route::condition(self.catalogue, self.schema, name, "t", TenantSql::Parameter(1))
-            .map_err(|source| OrderError::Route { table: name.clone(), source })
+            .map_err(|source| OrderError::Route { table: name.clone(), source: Box::new(source) })
     }
 
     /// Keys of rows whose owner points at them, and of all that is owned through such rows.

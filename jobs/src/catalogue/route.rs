@@ -42,8 +42,10 @@ pub type Pairs = Vec<(String, String)>;
 pub enum TenantSql {
     /// A bound text parameter, by number.
     Parameter(u8),
-    /// The context of the transaction.
+    /// The context of the transaction, for reading.
     Context,
+    /// The same for writing: rows that are everybody's to read are nobody's to change.
+    ContextToWrite,
 }
 
 impl TenantSql {
@@ -53,8 +55,8 @@ impl TenantSql {
             Self::Parameter(n) if text => format!("${n}::text"),
             Self::Parameter(n) => format!("${n}::text::{}", column.base),
             // In a sub-select, so that it is computed once and not for each row.
-            Self::Context if text => "(SELECT reeve.tenant())".to_owned(),
-            Self::Context => format!("(SELECT reeve.tenant()::{})", column.base),
+            Self::Context | Self::ContextToWrite if text => "(SELECT reeve.tenant())".to_owned(),
+            Self::Context | Self::ContextToWrite => format!("(SELECT reeve.tenant()::{})", column.base),
         }
     }
 }
