@@ -17,6 +17,8 @@ pub struct Config {
     database_url: Option<Redacted<String>>,
     /// Logs in as an administrator of the database; for `reeve migrate` alone.
     admin_database_url: Option<Redacted<String>>,
+    /// Logs in as a role that may read the app's tables; for `reeve catalogue`. Else the administrator's address is used.
+    app_database_url: Option<Redacted<String>>,
     /// The file all this came from, or "environment".
     #[serde(skip)]
     place: String,
@@ -35,6 +37,15 @@ impl Config {
 
     pub fn admin_database_url(&self) -> Result<&Redacted<String>, ConfigError> {
         self.admin_database_url.as_ref().ok_or_else(|| self.missing("admin_database_url"))
+    }
+
+    /// The key, for messages, and the address.
+    pub fn app_database_url(&self) -> Result<(&'static str, &Redacted<String>), ConfigError> {
+        match (&self.app_database_url, &self.admin_database_url) {
+            (Some(url), _) => Ok(("[ops] app_database_url", url)),
+            (None, Some(url)) => Ok(("[ops] admin_database_url", url)),
+            (None, None) => Err(self.missing("app_database_url")),
+        }
     }
 
     fn missing(&self, key: &str) -> ConfigError {

@@ -10,6 +10,7 @@ use reeve_jobs::{
 };
 use sqlx::PgPool;
 
+pub mod catalogue;
 pub mod doctor;
 pub mod jobs;
 pub mod migrate;
