@@ -13,8 +13,11 @@
 //! | who did what? | [`audit`] |
 //! | how are secrets kept at rest? | [`seal`] (feature `seal`) |
 //! | how does a program start, log, connect, migrate and stop? | [`program`] (feature `program`) |
+//! | what does each table of the app mean? | [`catalogue`] (feature `program`) |
 //! | how is all that tested? | [`testing`] (feature `testing`) |
 pub mod audit;
+#[cfg(feature = "program")]
+pub mod catalogue;
 pub mod client;
 pub mod clock;
 pub mod job;

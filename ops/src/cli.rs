@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use clap::{Args, Parser, Subcommand};
-use reeve_jobs::{JobId, Kind, State, TenantId};
+use reeve_jobs::{JobId, Kind, State, TenantId, catalogue::TableName};
 
 pub const EXIT_CODES: &str = "\
 Exit codes:
@@ -50,6 +50,48 @@ pub enum Noun {
         #[command(subcommand)]
         verb: Tenants,
     },
+    /// The catalogue: what each table of the app means
+    Catalogue(Catalogue),
+}
+
+#[derive(Debug, Args)]
+pub struct Catalogue {
+    /// The catalogue
+    #[arg(long, global = true, default_value = "catalogue.toml", value_name = "FILE")]
+    pub file: PathBuf,
+    #[command(subcommand)]
+    pub verb: CatalogueVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CatalogueVerb {
+    /// Draft the catalogue from the database; some rows are sampled to find personal data, none is written down
+    Init {
+        /// Replace the file
+        #[arg(long)]
+        force: bool,
+        /// The app's table of tenants, where it is not found by its name
+        #[arg(long, value_name = "SCHEMA.TABLE")]
+        tenants: Option<TableName>,
+    },
+    /// Compare catalogue and database, both ways
+    Check,
+    /// Show what is said and found about one table
+    Show {
+        #[arg(value_name = "SCHEMA.TABLE")]
+        table: TableName,
+    },
+    /// Show in which order a tenant's rows would be deleted, and how many. Deletes nothing
+    PlanDelete {
+        tenant: TenantId,
+        /// Print the statements instead; $1 is the tenant's id
+        #[arg(long)]
+        sql: bool,
+    },
+    /// Write the SQL that gives Reeve's worker its grants and policies. Runs nothing
+    Rls,
+    /// Write a picture of tables and owners, in Graphviz's language
+    Graph,
 }
 
 #[derive(Debug, Args)]

@@ -22,6 +22,8 @@ pub struct Config {
     admin_database_url: Option<Redacted<String>>,
     /// 32 bytes in base64; signs checkpoints of the audit log. Not where the database's administrator could read it.
     audit_key: Option<Redacted<String>>,
+    /// Logs in as a role that may read the app's tables; for `reeve catalogue`. Else the administrator's address is used.
+    app_database_url: Option<Redacted<String>>,
     /// The file all this came from, or "environment".
     #[serde(skip)]
     place: String,
@@ -49,6 +51,15 @@ impl Config {
 
     pub fn require_audit_key(&self) -> Result<AuditKey, Failure> {
         self.audit_key()?.ok_or_else(|| self.missing("audit_key").into())
+    }
+
+    /// The key, for messages, and the address.
+    pub fn app_database_url(&self) -> Result<(&'static str, &Redacted<String>), ConfigError> {
+        match (&self.app_database_url, &self.admin_database_url) {
+            (Some(url), _) => Ok(("[ops] app_database_url", url)),
+            (None, Some(url)) => Ok(("[ops] admin_database_url", url)),
+            (None, None) => Err(self.missing("app_database_url")),
+        }
     }
 
     fn missing(&self, key: &str) -> ConfigError {

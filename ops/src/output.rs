@@ -6,12 +6,13 @@ use std::io::{self, Write};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use reeve_jobs::{
+    catalogue::{check::Severity, order},
     queue::inspect::{Change, JobDetail, JobSummary, Place},
     tenant::inspect::TenantSummary,
 };
 use serde::Serialize;
 
-use crate::service::{doctor, tenants::TenantDetail};
+use crate::service::{catalogue, doctor, tenants::TenantDetail};
 
 /// Columns separated by two spaces, each as wide as its widest cell, counted in characters.
 #[derive(Debug, Default)]
@@ -238,6 +239,84 @@ pub fn report(out: &mut dyn Write, report: &doctor::Report) -> io::Result<()> {
         }
     }
     table.write(out)
+}
+
+pub fn drafted(out: &mut dyn Write, drafted: &catalogue::Drafted) -> io::Result<()> {
+    writeln!(out, "wrote {}: {} tables", clean(&drafted.file), drafted.tables)?;
+    match &drafted.tenants {
+        Some(tenants) => writeln!(out, "tenants: {}", clean(&tenants.to_string()))?,
+        None => writeln!(out, "tenants: no table found; --tenants names one")?,
+    }
+    drafted.undecided.iter().try_for_each(|name| writeln!(out, "to decide: {}", clean(&name.to_string())))?;
+    writeln!(out, "next: read it, then `reeve catalogue check`")
+}
+
+pub fn findings(out: &mut dyn Write, report: &catalogue::Report) -> io::Result<()> {
+    for finding in &report.findings {
+        let severity = if finding.severity == Severity::Error { "error" } else { "warn" };
+        writeln!(out, "{severity:<5}  {}", clean(&finding.to_string()))?;
+    }
+    writeln!(out, "{} tables, {} errors, {} warnings", report.tables, report.errors, report.warnings)
+}
+
+pub fn catalogued(out: &mut dyn Write, shown: &catalogue::Shown) -> io::Result<()> {
+    let mut table = Table::default();
+    let mut field = |name: &str, value: String| table.row([name.to_owned(), value]);
+    field("table", shown.table.to_string());
+    field("declared", format!("{}:{}", shown.entry.place.file, shown.entry.place.line));
+    field("scope", serde_json::to_string(&shown.entry.scope)?);
+    field("owner's condition", or_dash(shown.condition.as_deref()));
+    if let Some(found) = &shown.found {
+        field("kind", serde_json::to_string(&found.kind)?.replace('"', ""));
+        field("owner", found.owner.clone());
+        field("row security", format!("enabled {}, forced {}", yes_no(found.rls), yes_no(found.rls_forced)));
+        field("key", found.primary_key.join(", "));
+        field("triggers", found.triggers.join(", "));
+    }
+    field("pointed at by", shown.pointed_at_by.join("; "));
+    table.write(out)?;
+    writeln!(out)?;
+    let mut table = Table::headed(&["COLUMN", "TYPE", "NULL", "SEALED", "PII", "ERASE"]);
+    for (name, entry) in &shown.entry.columns {
+        let found = shown.found.as_ref().and_then(|found| found.column(name));
+        let word = |value: serde_json::Result<String>| value.map(|text| text.replace('"', ""));
+        let pii: Vec<_> =
+            entry.pii.iter().map(|pii| word(serde_json::to_string(&pii.kind))).collect::<Result<_, _>>()?;
+        table.row([
+            name.clone(),
+            found.map_or_else(|| "absent".to_owned(), |column| column.declared.clone()),
+            found.map(|column| yes_no(column.nullable)).unwrap_or_default(),
+            entry.sealed.map(|codec| word(serde_json::to_string(&codec))).transpose()?.unwrap_or_default(),
+            pii.join(", "),
+            entry.erase.as_ref().map(|erase| word(serde_json::to_string(erase))).transpose()?.unwrap_or_default(),
+        ]);
+    }
+    table.write(out)
+}
+
+pub fn plan(out: &mut dyn Write, plan: &order::Plan) -> io::Result<()> {
+    let mut table = Table::headed(&["STEP", "ACTION", "TABLE", "ROWS", "NOTE"]);
+    for (index, step) in plan.steps.iter().enumerate() {
+        let action = match step.action {
+            order::Action::Remember => "remember keys",
+            order::Action::SetNull => "set null",
+            order::Action::Delete => "delete",
+            order::Action::Refresh => "refresh",
+        };
+        table.row([
+            (index + 1).to_string(),
+            action.to_owned(),
+            step.table.to_string(),
+            or_dash(step.rows),
+            step.note.clone().unwrap_or_default(),
+        ]);
+    }
+    table.write(out)?;
+    plan.effects.iter().try_for_each(|effect| writeln!(out, "effect: {}", clean(effect)))
+}
+
+pub fn plan_sql(out: &mut dyn Write, plan: &order::Plan) -> io::Result<()> {
+    plan.steps.iter().try_for_each(|step| writeln!(out, "{};", step.sql))
 }
 
 #[cfg(test)]

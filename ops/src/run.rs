@@ -21,7 +21,7 @@ use crate::{
     cli::{self, Cli, Noun},
     config::Config,
     output,
-    service::{self, ServiceError, doctor, jobs, jobs::Tail, tenants},
+    service::{self, ServiceError, catalogue, catalogue::CatalogueError, doctor, jobs, jobs::Tail, tenants},
 };
 
 /// Where a command reads and writes, and for whom it acts. Tests bring their own.
@@ -56,6 +56,8 @@ pub enum Failure {
     NoAnswer { key: &'static str },
     #[error(transparent)]
     Service(#[from] ServiceError),
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
     #[error("nobody to name in the audit log: {0}")]
     Actor(&'static str),
     #[error("the payload could not be read from standard input: {0}")]
@@ -71,6 +73,7 @@ impl Failure {
             Self::Config(_) | Self::AuditKey(_) | Self::Actor(_) | Self::Input(_) | Self::Output(_) => 2,
             Self::Connect(DbError::Url { .. }) => 2,
             Self::Connect(DbError::Connect { .. }) | Self::NoAnswer { .. } => 3,
+            Self::Catalogue(error) => error.exit_code(),
             Self::Service(error) => match error {
                 ServiceError::NoJob(_) | ServiceError::JobOver { .. } | ServiceError::NoTenant(_) => 1,
                 ServiceError::UnknownKind { .. }
@@ -95,7 +98,10 @@ impl Failure {
             writeln!(messages, "refused ({code}): {}", output::clean(message))?;
             return hint.iter().try_for_each(|hint| writeln!(messages, "hint: {}", output::clean(hint)));
         }
-        writeln!(messages, "error: {}", output::clean(&self.to_string()))
+        let text = self.to_string();
+        let mut lines = text.lines().map(output::clean);
+        writeln!(messages, "error: {}", lines.next().unwrap_or_default())?;
+        lines.try_for_each(|line| writeln!(messages, "{line}"))
     }
 }
 
@@ -132,6 +138,7 @@ pub async fn run(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<Outcome, Fail
             }
             Outcome::Done
         }
+        Noun::Catalogue(arguments) => catalogue_of(cli, &config, arguments, terminal).await?,
     };
     terminal.out.flush()?;
     Ok(outcome)
@@ -206,6 +213,47 @@ async fn jobs(cli: &Cli, config: &Config, verb: &cli::Jobs, terminal: &mut Termi
         cli::Jobs::Tail(arguments) => {
             let pool = open(config).await?;
             tail(cli, &pool, arguments, terminal).await?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+async fn catalogue_of(
+    cli: &Cli,
+    config: &Config,
+    arguments: &cli::Catalogue,
+    terminal: &mut Terminal<'_>,
+) -> Result<Outcome, Failure> {
+    let (key, url) = config.app_database_url()?;
+    // Its closing is a courtesy to the server's log.
+    let _ = connect(key, url).await?.close().await;
+    let pool = db::connect(key, url, "reeve", 2).await?;
+    let file = arguments.file.as_path();
+    match &arguments.verb {
+        cli::CatalogueVerb::Init { force, tenants } => {
+            let drafted = catalogue::init(&pool, file, *force, tenants.as_ref()).await?;
+            show(cli, terminal, &drafted, output::drafted)?;
+        }
+        cli::CatalogueVerb::Check => {
+            let report = catalogue::check(&pool, file).await?;
+            show(cli, terminal, &report, output::findings)?;
+            return Ok(if report.errors == 0 { Outcome::Done } else { Outcome::CheckFailed });
+        }
+        cli::CatalogueVerb::Show { table } => {
+            show(cli, terminal, &catalogue::show(&pool, file, table).await?, output::catalogued)?;
+        }
+        cli::CatalogueVerb::PlanDelete { tenant, sql } => {
+            let plan = catalogue::plan_delete(&pool, file, tenant).await?;
+            let human = if *sql { output::plan_sql } else { output::plan };
+            show(cli, terminal, &plan, human)?;
+        }
+        cli::CatalogueVerb::Rls => {
+            let sql = catalogue::rls(&pool, file).await?;
+            show(cli, terminal, &json!({ "sql": sql }), |out, _| write!(out, "{sql}"))?;
+        }
+        cli::CatalogueVerb::Graph => {
+            let dot = catalogue::graph(&pool, file).await?;
+            show(cli, terminal, &json!({ "dot": dot }), |out, _| write!(out, "{dot}"))?;
         }
     }
     Ok(Outcome::Done)

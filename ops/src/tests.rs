@@ -382,3 +382,53 @@ async fn the_audit_log_is_searched_signed_and_verified_and_a_changed_entry_ends_
     assert!(refused.code == 1 && refused.out.contains("not signed"), "{}", refused.out);
     db.drop_now().await;
 }
+
+#[tokio::test]
+async fn a_strangers_database_is_drafted_checked_and_planned_from_the_command_line() {
+    let db = TestDatabase::new().await;
+    let tables = "CREATE TABLE teams (id bigint PRIMARY KEY);
+        CREATE TABLE notes (id bigint PRIMARY KEY, team_id bigint NOT NULL REFERENCES teams, body text);
+        INSERT INTO teams VALUES (1), (2); INSERT INTO notes VALUES (1, 1, 'x'), (2, 1, 'y'), (3, 2, 'z');";
+    sqlx::raw_sql(tables).execute(&db.admin).await.expect("tables");
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("catalogue.toml").display().to_string();
+    let catalogue = async |arguments: &[&str]| reeve(&db, &[&["catalogue", "--file", &file], arguments].concat()).await;
+
+    let missing = catalogue(&["check"]).await;
+    assert_eq!(missing.code, 2);
+    assert!(missing.messages.contains("`reeve catalogue init` drafts one"), "{}", missing.messages);
+    let drafted = catalogue(&["init"]).await;
+    assert_eq!((drafted.code, drafted.messages.as_str()), (0, ""), "{}", drafted.out);
+    assert!(drafted.out.contains("tenants: public.teams"), "{}", drafted.out);
+    let checked = catalogue(&["check"]).await;
+    assert_eq!(checked.code, 0, "{}", checked.out);
+    assert!(checked.out.contains("CREATE INDEX CONCURRENTLY ON \"public\".\"notes\""), "{}", checked.out);
+
+    let plan = catalogue(&["plan-delete", "1", "--json"]).await.json();
+    let deleted: Vec<_> = plan["steps"].as_array().expect("steps").iter().map(|s| (&s["table"], &s["rows"])).collect();
+    assert_eq!(deleted, [(&"public.notes".into(), &2.into()), (&"public.teams".into(), &1.into())]);
+    assert_eq!(count_all(&db, "notes").await, 3, "a plan deletes nothing");
+    assert!(catalogue(&["plan-delete", "1"]).await.out.starts_with("STEP  ACTION"));
+    assert!(
+        catalogue(&["plan-delete", "1", "--sql"]).await.out.starts_with("DELETE FROM \"public\".\"notes\" t WHERE")
+    );
+    assert!(catalogue(&["show", "public.notes"]).await.out.contains("free_text"));
+    assert_eq!(catalogue(&["show", "public.nots"]).await.code, 1);
+    assert!(catalogue(&["graph"]).await.out.starts_with("digraph"));
+    assert!(catalogue(&["rls"]).await.out.contains("CREATE POLICY reeve_fence ON \"public\".\"notes\""));
+
+    let grant = "GRANT SELECT ON notes TO pg_monitor; ALTER TABLE notes ADD COLUMN extra text";
+    sqlx::raw_sql(grant).execute(&db.admin).await.expect("a change");
+    let refused = catalogue(&["rls"]).await;
+    assert_eq!((refused.code, refused.out.as_str()), (1, ""));
+    assert!(refused.messages.lines().count() > 2 && refused.messages.contains("pg_monitor"), "{}", refused.messages);
+    let stale = catalogue(&["check"]).await;
+    assert_eq!(stale.code, 1);
+    assert!(stale.out.contains("table \"public.notes\", column \"extra\": is in the database"), "{}", stale.out);
+    db.drop_now().await;
+}
+
+async fn count_all(db: &TestDatabase, table: &str) -> i64 {
+    let sql = format!("SELECT count(*) FROM {table}");
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&db.admin).await.expect("a count")
+}

@@ -11,6 +11,7 @@ use reeve_jobs::{
 use sqlx::PgPool;
 
 pub mod audit;
+pub mod catalogue;
 pub mod doctor;
 pub mod jobs;
 pub mod migrate;

@@ -1,0 +1,175 @@
+//! The SQL that lets Reeve's worker reach the app's rows one tenant at a time: grants, policies, and their indexes.
+//!
+//! Row-level security is enabled and not forced, so the owner, which is how most apps connect, is unaffected. Where the app
+//! connects as another role, enabling it would hide every row from the app: then nothing is written and the way out is
+//! told. Each table gets one permissive policy that opens and restrictive ones that fence; a permissive policy added later
+//! by somebody else opens nothing more to the worker. Partitions are not granted: rows are reached through their parent.
+use std::collections::BTreeSet;
+
+use super::{
+    Catalogue, Schema, TableName,
+    introspect::Table,
+    model::{NullRows, Parent, Scope, TableEntry},
+    name::{ident, idents},
+    route::{self, RouteError, TenantSql},
+};
+
+/// The role that policies are for.
+const WORKER: &str = "reeve_worker";
+
+#[derive(Debug, thiserror::Error)]
+pub enum RlsError {
+    #[error("table \"{table}\": {source}; `reeve catalogue check` says more")]
+    Route { table: TableName, source: Box<RouteError> },
+    #[error("table \"{0}\" has scope = \"?\"; say whose its rows are, `reeve catalogue check` lists all such tables")]
+    Undecided(TableName),
+    #[error("row-level security would lock the app out:\n{0}")]
+    LocksOut(String),
+}
+
+/// All of it as one script: a transaction, then indexes, which are made beside running work. Safe to run again.
+pub fn sql(catalogue: &Catalogue, schema: &Schema) -> Result<String, RlsError> {
+    let tables: Vec<_> = catalogue
+        .tables
+        .iter()
+        .filter(|(name, _)| name.schema != "reeve")
+        .filter_map(|(name, entry)| schema.tables.get(name).map(|table| (entry, table)))
+        .filter(|(_, table)| table.holds_rows())
+        .collect();
+    locked_out(&tables)?;
+    let schemas: BTreeSet<_> = tables
+        .iter()
+        .filter(|(entry, _)| !matches!(entry.scope, Scope::Ignored(_)))
+        .map(|(_, table)| table.name.schema.as_str())
+        .collect();
+    let mut out = String::from(
+        "-- Written by `reeve catalogue rls`. Run it as the owner of the tables, or an administrator.\nBEGIN;\n",
+    );
+    for schema in schemas {
+        out.push_str(&format!("GRANT USAGE ON SCHEMA {} TO {WORKER};\n", ident(schema)));
+    }
+    let mut indexes = BTreeSet::new();
+    for (entry, table) in tables {
+        let wrong = |source| RlsError::Route { table: table.name.clone(), source: Box::new(source) };
+        out.push_str(&one(catalogue, schema, entry, table)?);
+        needed(schema, entry, table, &mut indexes).map_err(wrong)?;
+    }
+    out.push_str("COMMIT;\n");
+    if !indexes.is_empty() {
+        out.push_str("\n-- What the policies need to be quick. Outside a transaction; nobody waits for these.\n");
+        out.extend(indexes);
+    }
+    Ok(out)
+}
+
+fn locked_out(tables: &[(&TableEntry, &Table)]) -> Result<(), RlsError> {
+    let mut told = String::new();
+    for (entry, table) in tables {
+        let guarded = entry.scope.is_owned() || matches!(&entry.scope, Scope::Shared(parents) if !parents.is_empty());
+        if !guarded || table.rls {
+            continue;
+        }
+        let admitted = |role: &String| {
+            table.policies.iter().any(|p| p.permissive && p.roles.iter().any(|r| r == role || r == "public"))
+        };
+        let out: Vec<_> = table.writers.iter().filter(|role| !role.starts_with("reeve_") && !admitted(role)).collect();
+        for role in out {
+            let (role, to) = if role == "public" {
+                ("everybody".to_owned(), "PUBLIC".to_owned())
+            } else {
+                (format!("role {role:?}"), ident(role))
+            };
+            told.push_str(&format!(
+                "  {}: {role} uses it, does not own it ({:?} does) and has no policy; first run\n    CREATE POLICY app ON {} TO {to} USING (true) WITH CHECK (true);\n",
+                table.name,
+                table.owner,
+                table.name.sql()
+            ));
+        }
+    }
+    if told.is_empty() { Ok(()) } else { Err(RlsError::LocksOut(told.trim_end().to_owned())) }
+}
+
+fn one(catalogue: &Catalogue, schema: &Schema, entry: &TableEntry, table: &Table) -> Result<String, RlsError> {
+    let on = table.name.sql();
+    let condition = |tenant| {
+        route::condition(catalogue, schema, &table.name, &on_alias(table), tenant)
+            .map_err(|source| RlsError::Route { table: table.name.clone(), source: Box::new(source) })
+    };
+    let mut lines: Vec<String> = Vec::new();
+    match &entry.scope {
+        Scope::Undecided => return Err(RlsError::Undecided(table.name.clone())),
+        Scope::Ignored(_) => return Ok(String::new()),
+        Scope::Reference => {
+            lines.push(format!("GRANT SELECT ON {on} TO {WORKER};"));
+            if table.rls {
+                lines.extend(policy(&on, "reeve_open", format!("FOR SELECT TO {WORKER} USING (true)")));
+            }
+        }
+        Scope::Shared(parents) if parents.is_empty() => {
+            lines.push("-- Shared, and nothing says by whom: not granted.".to_owned());
+        }
+        Scope::Shared(_) => {
+            let read = condition(TenantSql::Context)?;
+            lines.push(format!("GRANT SELECT ON {on} TO {WORKER};"));
+            lines.push(format!("ALTER TABLE {on} ENABLE ROW LEVEL SECURITY;"));
+            lines.extend(policy(&on, "reeve_open", format!("FOR SELECT TO {WORKER} USING (true)")));
+            lines.extend(policy(&on, "reeve_fence", format!("AS RESTRICTIVE TO {WORKER} USING ({read})")));
+        }
+        scope => {
+            let (read, write) = (condition(TenantSql::Context)?, condition(TenantSql::ContextToWrite)?);
+            // A row owned in reverse stands before the row that points at it; until then nobody sees it.
+            let made = if matches!(scope, Scope::Reverse(_)) { "true" } else { &write };
+            lines.push(format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {on} TO {WORKER};"));
+            lines.push(format!("ALTER TABLE {on} ENABLE ROW LEVEL SECURITY;"));
+            lines.extend(policy(&on, "reeve_open", format!("TO {WORKER} USING (true) WITH CHECK (true)")));
+            let fence = format!("AS RESTRICTIVE TO {WORKER} USING ({read}) WITH CHECK ({made})");
+            lines.extend(policy(&on, "reeve_fence", fence));
+            if matches!(scope, Scope::Column { null: Some(NullRows::Everyone), .. }) {
+                let update = format!("AS RESTRICTIVE FOR UPDATE TO {WORKER} USING ({write})");
+                lines.extend(policy(&on, "reeve_fence_update", update));
+                let delete = format!("AS RESTRICTIVE FOR DELETE TO {WORKER} USING ({write})");
+                lines.extend(policy(&on, "reeve_fence_delete", delete));
+            }
+        }
+    }
+    Ok(format!("\n-- {}\n{}\n", table.name.to_string().replace(['\n', '\r'], " "), lines.join("\n")))
+}
+
+/// In a policy the table has no alias, only its name.
+fn on_alias(table: &Table) -> String {
+    table.name.sql()
+}
+
+fn policy(on: &str, name: &str, rest: String) -> [String; 2] {
+    [format!("DROP POLICY IF EXISTS {name} ON {on};"), format!("CREATE POLICY {name} ON {on} {rest};")]
+}
+
+/// The index that each policy needs and that is missing.
+fn needed(schema: &Schema, entry: &TableEntry, table: &Table, all: &mut BTreeSet<String>) -> Result<(), RouteError> {
+    let mut need = |table: &Table, columns: &[String]| {
+        if !table.is_indexed_by(columns) {
+            all.insert(format!("CREATE INDEX CONCURRENTLY ON {} ({});\n", table.name.sql(), idents(columns)));
+        }
+    };
+    match &entry.scope {
+        Scope::Column { column, .. } => need(table, std::slice::from_ref(column)),
+        Scope::Path(steps) => {
+            let mut here = table;
+            for step in steps {
+                need(here, &step.columns);
+                here = route::table(schema, &step.table)?;
+            }
+        }
+        Scope::Reverse(parents) | Scope::Shared(parents) => {
+            for Parent { table, columns } in parents {
+                need(route::table(schema, table)?, columns);
+            }
+        }
+        Scope::Polymorphic { type_column, id_column, .. } => {
+            need(table, &[type_column.clone(), id_column.clone()]);
+        }
+        _ => {}
+    }
+    Ok(())
+}

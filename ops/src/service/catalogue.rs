@@ -1,0 +1,254 @@
+//! The catalogue for operators: draft it, check it, see what follows from it. Nothing here changes the database.
+//!
+//! These commands read the app's own database, as a role that may read its tables: `plan-delete` counts rows and `init`
+//! samples some. Where the same database has Reeve's schema too, Reeve's own catalogue is merged in.
+use std::path::Path;
+
+use reeve_jobs::{
+    TenantId,
+    catalogue::{
+        Catalogue, Schema, TableName,
+        check::{self, Finding, Severity},
+        draft, draft_text, editor, graph,
+        introspect::{self, IntrospectError, Table},
+        load::{self, LoadError},
+        model::{Scope, TableEntry},
+        order::{self, OrderError, Plan},
+        rls::{self, RlsError},
+        route::{self, TenantSql},
+    },
+};
+use serde::Serialize;
+use sqlx::PgPool;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogueError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Introspect(#[from] IntrospectError),
+    #[error(transparent)]
+    Order(#[from] OrderError),
+    #[error(transparent)]
+    Rls(#[from] RlsError),
+    #[error("{0} exists; --force replaces it, --file names another")]
+    Exists(String),
+    #[error("{file} cannot be written: {source}")]
+    Write { file: String, source: std::io::Error },
+    #[error("table \"{0}\" is not in the catalogue; `reeve catalogue check` lists what is missing")]
+    NoTable(TableName),
+    #[error("table \"{0}\" of --tenants is not in the database, or has no primary key of one column")]
+    NoTenants(TableName),
+}
+
+impl CatalogueError {
+    /// As the command line documents its exit codes.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Load(_) | Self::Exists(_) | Self::Write { .. } | Self::NoTenants(_) => 2,
+            Self::Introspect(_) | Self::Order(OrderError::Database(_)) => 3,
+            Self::NoTable(_) | Self::Order(_) | Self::Rls(_) => 1,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct Drafted {
+    pub file: String,
+    pub tables: usize,
+    pub tenants: Option<TableName>,
+    /// Tables that a person must decide about.
+    pub undecided: Vec<TableName>,
+}
+
+/// Drafts the app's catalogue into `file`, and the editors' schema beside it.
+pub async fn init(
+    pool: &PgPool,
+    file: &Path,
+    force: bool,
+    tenants: Option<&TableName>,
+) -> Result<Drafted, CatalogueError> {
+    if !force && file.exists() {
+        return Err(CatalogueError::Exists(file.display().to_string()));
+    }
+    let schema = introspect::introspect(pool, false).await?;
+    let samples = draft::sample(pool, &schema).await;
+    let guess = draft::scopes(&schema, &samples, tenants);
+    if let (Some(told), None) = (tenants, &guess.tenants) {
+        return Err(CatalogueError::NoTenants(told.clone()));
+    }
+    write(file, &draft_text::write(&schema, &samples, &guess))?;
+    write(&file.with_file_name("catalogue.schema.json"), editor::TEXT)?;
+    let undecided = guess.scopes.iter().filter(|(_, scope)| **scope == Scope::Undecided).map(|(name, _)| name.clone());
+    Ok(Drafted {
+        file: file.display().to_string(),
+        tables: guess.scopes.len(),
+        undecided: undecided.collect(),
+        tenants: guess.tenants.map(|tenants| tenants.table),
+    })
+}
+
+fn write(file: &Path, text: &str) -> Result<(), CatalogueError> {
+    std::fs::write(file, text).map_err(|source| CatalogueError::Write { file: file.display().to_string(), source })
+}
+
+/// The catalogue and the database it is about.
+async fn read(pool: &PgPool, file: &Path) -> Result<(Catalogue, Schema), CatalogueError> {
+    let schema = introspect::introspect(pool, true).await?;
+    let ours = schema.tables.keys().any(|name| name.schema == "reeve");
+    Ok((if ours { load::merged(file)? } else { load::file(file)? }, schema))
+}
+
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub tables: usize,
+    pub errors: usize,
+    pub warnings: usize,
+    pub findings: Vec<Finding>,
+}
+
+pub async fn check(pool: &PgPool, file: &Path) -> Result<Report, CatalogueError> {
+    let (catalogue, schema) = read(pool, file).await?;
+    let findings = check::check(&catalogue, &schema);
+    let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+    Ok(Report { tables: catalogue.tables.len(), errors, warnings: findings.len() - errors, findings })
+}
+
+/// What is said of a table, and what the database has.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    pub table: TableName,
+    pub entry: TableEntry,
+    pub found: Option<Table>,
+    /// The SQL that tells the tenant's rows, `$1` being its id; none where rows are of no tenant.
+    pub condition: Option<String>,
+    pub pointed_at_by: Vec<String>,
+}
+
+pub async fn show(pool: &PgPool, file: &Path, table: &TableName) -> Result<Shown, CatalogueError> {
+    let (catalogue, schema) = read(pool, file).await?;
+    let entry = catalogue.tables.get(table).cloned().ok_or_else(|| CatalogueError::NoTable(table.clone()))?;
+    let pointing = schema.tables.values().flat_map(|from| {
+        from.foreign_keys
+            .iter()
+            .filter(|key| key.table == *table)
+            .map(|key| format!("{} ({})", from.name, key.columns.join(", ")))
+    });
+    Ok(Shown {
+        table: table.clone(),
+        entry,
+        found: schema.tables.get(table).cloned(),
+        condition: route::condition(&catalogue, &schema, table, "t", TenantSql::Parameter(1)).ok(),
+        pointed_at_by: pointing.collect(),
+    })
+}
+
+/// The plan, with the tenant's rows counted.
+pub async fn plan_delete(pool: &PgPool, file: &Path, tenant: &TenantId) -> Result<Plan, CatalogueError> {
+    let (catalogue, schema) = read(pool, file).await?;
+    let mut plan = order::plan(&catalogue, &schema)?;
+    order::count(pool, tenant, &mut plan).await?;
+    Ok(plan)
+}
+
+pub async fn rls(pool: &PgPool, file: &Path) -> Result<String, CatalogueError> {
+    let (catalogue, schema) = read(pool, file).await?;
+    Ok(rls::sql(&catalogue, &schema)?)
+}
+
+pub async fn graph(pool: &PgPool, file: &Path) -> Result<String, CatalogueError> {
+    let (catalogue, schema) = read(pool, file).await?;
+    Ok(graph::dot(&catalogue, &schema))
+}
+
+#[cfg(test)]
+mod tests {
+    use reeve_jobs::testing::TestDatabase;
+    use sqlx::Executor;
+
+    use super::*;
+
+    const CRM: &str = include_str!("../../dev/crm/schema.sql");
+
+    /// The sample app, drafted; and where its catalogue is.
+    async fn crm() -> (TestDatabase, tempfile::TempDir, std::path::PathBuf) {
+        let db = TestDatabase::new().await;
+        let sql = sqlx::AssertSqlSafe(format!("BEGIN; {CRM} COMMIT;"));
+        db.admin.execute(sql).await.unwrap_or_else(|error| panic!("{error}"));
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("catalogue.toml");
+        let drafted = init(&db.admin, &file, false, None).await.unwrap_or_else(|error| panic!("{error}"));
+        // What nobody but a person can tell: the same for all tenants, and the loader's own.
+        let undecided: Vec<_> = drafted.undecided.iter().map(ToString::to_string).collect();
+        assert_eq!(undecided, ["crm.countries", "crm.sample_load"]);
+        assert_eq!(drafted.tenants.expect("tenants").to_string(), "crm.workspaces");
+        (db, directory, file)
+    }
+
+    fn decide(file: &Path) {
+        let text = std::fs::read_to_string(file).expect("the draft");
+        let text = text.replacen("\nscope = \"?\"", "\nscope = \"reference\"", 1);
+        let text = text.replacen("\nscope = \"?\"", "\nscope = { ignored = \"the loader's own\" }", 1);
+        std::fs::write(file, text).expect("the draft");
+    }
+
+    #[tokio::test]
+    async fn the_sample_app_is_drafted_and_accepted_once_two_tables_are_decided() {
+        let (db, _directory, file) = crm().await;
+        let said: Vec<_> = check(&db.admin, &file).await.expect("a report").findings;
+        let errors: Vec<_> = said.iter().filter(|f| f.severity == Severity::Error).map(ToString::to_string).collect();
+        assert!(errors.len() == 2 && errors.iter().all(|error| error.contains("a person must")), "{errors:#?}");
+        decide(&file);
+        let report = check(&db.admin, &file).await.expect("a report");
+        assert_eq!(report.errors, 0, "{:#?}", report.findings);
+        let lines = show(&db.admin, &file, &"crm.invoice_lines".parse().expect("a name")).await.expect("a table");
+        assert!(matches!(lines.entry.scope, Scope::Path(steps) if steps.len() == 1));
+        let error = init(&db.admin, &file, false, None).await.unwrap_err();
+        assert!(matches!(error, CatalogueError::Exists(_)), "{error}");
+        db.drop_now().await;
+    }
+
+    #[tokio::test]
+    async fn the_sample_apps_workspace_is_deleted_in_the_order_planned() {
+        let (db, _directory, file) = crm().await;
+        decide(&file);
+        db.admin
+            .execute(
+                "INSERT INTO crm.workspaces (id, name) VALUES (7, 'a'), (8, 'b');
+                 INSERT INTO crm.contacts (workspace_id, id, first_name, last_name) VALUES (7, 1, 'A', 'B'), (8, 2, 'A', 'B');
+                 INSERT INTO crm.conversations (workspace_id, id, contact_id, channel) VALUES (7, 1, 1, 'web');
+                 INSERT INTO crm.messages (workspace_id, id, conversation_id, body, status) VALUES (7, 1, 1, 'x', 'sent');
+                 UPDATE crm.conversations SET last_message_id = 1",
+            )
+            .await
+            .expect("rows");
+        let plan = plan_delete(&db.admin, &file, &"7".parse().expect("an id")).await.expect("a plan");
+        let rows: i64 = plan.steps.iter().filter(|s| s.action == order::Action::Delete).filter_map(|s| s.rows).sum();
+        assert_eq!(rows, 4, "{plan:#?}");
+        let script: Vec<_> = plan.steps.iter().map(|step| step.sql.replace("$1", "'7'")).collect();
+        let script = format!("BEGIN; {}; COMMIT", script.join("; "));
+        db.admin.execute(sqlx::AssertSqlSafe(script)).await.unwrap_or_else(|error| panic!("{error}"));
+        let left: i64 =
+            sqlx::query_scalar("SELECT (SELECT count(*) FROM crm.workspaces) + (SELECT count(*) FROM crm.contacts)")
+                .fetch_one(&db.admin)
+                .await
+                .expect("a count");
+        assert_eq!(left, 2, "the other workspace and its contact");
+        db.drop_now().await;
+    }
+
+    #[tokio::test]
+    async fn the_sample_apps_policies_can_be_written_and_run() {
+        let (db, _directory, file) = crm().await;
+        decide(&file);
+        let sql = rls(&db.admin, &file).await.unwrap_or_else(|error| panic!("{error}"));
+        let (transaction, _indexes) = sql.split_once("COMMIT;").expect("a transaction");
+        db.admin
+            .execute(sqlx::AssertSqlSafe(format!("{transaction}COMMIT;")))
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+        let dot = graph(&db.admin, &file).await.expect("a picture");
+        assert!(dot.contains("\"crm.invoice_lines\" -> \"crm.invoices\""), "{dot}");
+        db.drop_now().await;
+    }
+}
