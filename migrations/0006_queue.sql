@@ -297,6 +297,8 @@ BEGIN
       SELECT x.id
       FROM unnest(mine) WITH ORDINALITY u (t, o)
       JOIN reeve.tenants tn ON tn.id = u.t AND NOT tn.paused AND tn.state <> 'closed'
+        -- Where every kind of this queue is off, not one row is looked at, however many wait.
+        AND (tn.kinds_off IS NULL OR EXISTS (SELECT FROM reeve.kinds k WHERE k.queue = q AND k.name <> ALL (tn.kinds_off)))
       CROSS JOIN LATERAL (
         SELECT CASE WHEN tn.running_max IS NULL THEN 2147483647 ELSE tn.running_max - (
           SELECT count(*)::integer FROM (SELECT 1 FROM reeve.jobs y WHERE y.queue = q AND y.region = r
@@ -305,6 +307,7 @@ BEGIN
         SELECT y.id FROM reeve.jobs y
         WHERE y.queue = q AND y.region = r AND y.tenant_id = u.t AND y.state = 'available'
           AND (tn.state = 'active' OR y.kind IN (SELECT k.name FROM reeve.kinds k WHERE k.runs_when_closing))
+          AND (tn.kinds_off IS NULL OR y.kind <> ALL (tn.kinds_off))
         ORDER BY y.priority, y.run_at, y.id
         LIMIT greatest(0, least(quantum::bigint * tn.weight, cap.free, places)) FOR UPDATE SKIP LOCKED) x
       ORDER BY u.o LIMIT places))

@@ -227,7 +227,7 @@ async fn an_act_without_a_name_for_the_audit_log_is_refused() {
 }
 
 /// One migration behind.
-const ONE_BEHIND: i64 = migrate::VERSION - 1;
+const ONE_BEHIND: i64 = migrate::PREVIOUS;
 
 #[tokio::test]
 async fn every_command_but_migrate_refuses_another_schema() {

@@ -11,6 +11,7 @@ mod bad_input;
 mod chaos;
 mod end_to_end;
 mod enqueue;
+mod flags;
 mod isolation;
 mod peers;
 mod schema;
