@@ -13,6 +13,7 @@ mod end_to_end;
 mod enqueue;
 mod flags;
 mod isolation;
+mod mutants;
 mod peers;
 mod schema;
 mod tidy;
