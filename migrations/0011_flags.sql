@@ -118,11 +118,15 @@ CREATE FUNCTION reeve.kinds_off(tenant text, plan text) RETURNS text[] LANGUAGE 
 $$;
 
 -- A tenant that comes, or changes its plan, gets what its plan has off. The shared lock waits for a flag that is being
--- set, whose setter looked at the tenants before this one was there.
+-- set, whose setter looked at the tenants before this one was there. It is taken by the statement, before any row is
+-- locked: the setter holds its lock when it comes to the rows, and the two would wait for each other.
 CREATE FUNCTION reeve.tenant_kinds_off() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  PERFORM pg_advisory_xact_lock_shared(7263, 1);
+  IF TG_LEVEL = 'STATEMENT' THEN
+    PERFORM pg_advisory_xact_lock_shared(7263, 1);
+    RETURN NULL;
+  END IF;
   NEW.kinds_off := reeve.kinds_off(NEW.id, NEW.plan);
   RETURN NEW;
 END $$;
@@ -262,6 +266,8 @@ GRANT EXECUTE ON FUNCTION reeve.declare_flag(text, text, jsonb, text, text, text
 
 SET LOCAL ROLE reeve_owner;
 
+CREATE TRIGGER kinds_off_lock BEFORE INSERT OR UPDATE OF plan ON reeve.tenants
+  FOR EACH STATEMENT EXECUTE FUNCTION reeve.tenant_kinds_off();
 CREATE TRIGGER kinds_off BEFORE INSERT OR UPDATE OF plan ON reeve.tenants
   FOR EACH ROW EXECUTE FUNCTION reeve.tenant_kinds_off();
 
