@@ -239,21 +239,21 @@ BEGIN
 END $$;
 GRANT EXECUTE ON FUNCTION reeve.enqueue_many(jsonb, text) TO reeve_app;
 
--- The tenants with ready jobs, in byte order, from one cursor to another: a skip scan over jobs_ready.
+-- The tenants with ready jobs, in byte order, from one cursor to another: a skip scan over jobs_ready. The far end is
+-- asked of each tenant found and not of the rows: as a filter it would read every row of the tenants beyond it.
 CREATE FUNCTION reeve.ring(q text, r text, after text, upto text, n integer) RETURNS text[] LANGUAGE sql STABLE
   SET search_path = pg_catalog, pg_temp AS $$
   WITH RECURSIVE ring (t) AS (
     (SELECT j.tenant_id FROM reeve.jobs j
      WHERE j.queue = q AND j.region = r AND j.state = 'available' AND j.tenant_id > after
-       AND (upto IS NULL OR j.tenant_id <= upto)
      ORDER BY j.tenant_id LIMIT 1)
     UNION ALL
     SELECT (SELECT j.tenant_id FROM reeve.jobs j
             WHERE j.queue = q AND j.region = r AND j.state = 'available' AND j.tenant_id > ring.t
-              AND (upto IS NULL OR j.tenant_id <= upto)
             ORDER BY j.tenant_id LIMIT 1)
-    FROM ring WHERE ring.t IS NOT NULL)
-  SELECT coalesce(array_agg(t), '{}') FROM (SELECT t FROM ring WHERE t IS NOT NULL LIMIT n) s
+    FROM ring WHERE ring.t IS NOT NULL AND (upto IS NULL OR ring.t < upto))
+  SELECT coalesce(array_agg(t), '{}')
+  FROM (SELECT t FROM ring WHERE t IS NOT NULL AND (upto IS NULL OR t <= upto) LIMIT n) s
 $$;
 
 -- Claims up to `n` jobs fairly: an equal share times its weight for each tenant with ready jobs, from `cur` onwards,

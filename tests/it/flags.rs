@@ -144,6 +144,31 @@ async fn only_the_kind_that_is_off_waits_where_a_queue_has_several() {
 }
 
 #[tokio::test]
+async fn jobs_that_wait_for_their_kind_are_not_looked_at_by_claims() {
+    let town = Town::new().await;
+    let ops = town.db.pool("reeve_ops").await;
+    let mut tx = town.app.begin().await.expect("begin");
+    client::set_tenant(&mut tx, &town.a).await.expect("context");
+    client::enqueue_many(&mut tx, &vec![ProbeFleet::default(); 5_000]).await.expect("enqueued");
+    tx.commit().await.expect("commit");
+    probe(&town, &town.b).await;
+    flags::set(&ops, PROBES, &Level::Tenant(town.a.clone()), &json!(false), WHO).await.expect("set");
+    // Pages touched, not time. The first claim of a session also reads the catalogue.
+    let mut tx = town.db.admin.begin().await.expect("begin");
+    let claim =
+        "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM reeve.claim('probes', 'default', 50, 'w', '', 30)";
+    let mut pages = 0;
+    for _ in 0..2 {
+        let plan: Value = sqlx::query_scalar(claim).fetch_one(&mut *tx).await.expect("a plan");
+        let top = &plan[0]["Plan"];
+        pages = ["Shared Hit Blocks", "Shared Read Blocks"].iter().filter_map(|count| top[count].as_i64()).sum();
+    }
+    assert!(pages < 500, "{pages} pages for a claim beside 5,000 jobs that wait");
+    tx.rollback().await.expect("rolled back");
+    assert_eq!(claimed(&town, "probes").await, ["b"]);
+}
+
+#[tokio::test]
 async fn a_plan_and_a_default_hold_for_tenants_that_come_later_or_change_their_plan() {
     let town = Town::new().await;
     let ops = town.db.pool("reeve_ops").await;
