@@ -30,6 +30,8 @@ CREATE TABLE reeve.tenants (
   running_max      integer CHECK (running_max >= 0),
   paused           boolean NOT NULL DEFAULT false,
   plan             text,
+  -- Kinds whose flag is off for this tenant (0012_flags.sql): their jobs wait. NULL, not an empty array, when all are on.
+  kinds_off        text[] COLLATE "C" CHECK (cardinality(kinds_off) > 0),
   security_contact text,
   locale           text NOT NULL DEFAULT 'en',
   time_zone        text NOT NULL DEFAULT 'UTC',

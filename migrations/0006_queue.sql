@@ -258,21 +258,21 @@ BEGIN
 END $$;
 GRANT EXECUTE ON FUNCTION reeve.enqueue_many(jsonb, text) TO reeve_app;
 
--- The tenants with ready jobs, in byte order, from one cursor to another: a skip scan over jobs_ready.
+-- The tenants with ready jobs, in byte order, from one cursor to another: a skip scan over jobs_ready. The far end is
+-- asked of each tenant found and not of the rows: as a filter it would read every row of the tenants beyond it.
 CREATE FUNCTION reeve.ring(q text, r text, after text, upto text, n integer) RETURNS text[] LANGUAGE sql STABLE
   SET search_path = pg_catalog, pg_temp AS $$
   WITH RECURSIVE ring (t) AS (
     (SELECT j.tenant_id FROM reeve.jobs j
      WHERE j.queue = q AND j.region = r AND j.state = 'available' AND j.tenant_id > after
-       AND (upto IS NULL OR j.tenant_id <= upto)
      ORDER BY j.tenant_id LIMIT 1)
     UNION ALL
     SELECT (SELECT j.tenant_id FROM reeve.jobs j
             WHERE j.queue = q AND j.region = r AND j.state = 'available' AND j.tenant_id > ring.t
-              AND (upto IS NULL OR j.tenant_id <= upto)
             ORDER BY j.tenant_id LIMIT 1)
-    FROM ring WHERE ring.t IS NOT NULL)
-  SELECT coalesce(array_agg(t), '{}') FROM (SELECT t FROM ring WHERE t IS NOT NULL LIMIT n) s
+    FROM ring WHERE ring.t IS NOT NULL AND (upto IS NULL OR ring.t < upto))
+  SELECT coalesce(array_agg(t), '{}')
+  FROM (SELECT t FROM ring WHERE t IS NOT NULL AND (upto IS NULL OR t <= upto) LIMIT n) s
 $$;
 
 -- Claims up to `n` jobs fairly. Up to n tenants with ready jobs are gathered from the cursor onwards, around the ring;
@@ -318,6 +318,8 @@ BEGIN
         SELECT x.id, u.t, u.o, (x.nth + tn.weight - 1) / tn.weight AS round
         FROM unnest(mine) WITH ORDINALITY u (t, o)
         JOIN reeve.tenants tn ON tn.id = u.t AND NOT tn.paused AND tn.state <> 'closed'
+          -- Where every kind of this queue is off, not one row is looked at, however many wait.
+          AND (tn.kinds_off IS NULL OR EXISTS (SELECT FROM reeve.kinds k WHERE k.queue = q AND k.name <> ALL (tn.kinds_off)))
         CROSS JOIN LATERAL (
           SELECT CASE WHEN tn.running_max IS NULL THEN 2147483647 ELSE tn.running_max - (
             SELECT count(*)::integer FROM (SELECT 1 FROM reeve.jobs y WHERE y.queue = q AND y.region = r
@@ -327,6 +329,7 @@ BEGIN
             SELECT y.id FROM reeve.jobs y
             WHERE y.queue = q AND y.region = r AND y.tenant_id = u.t AND y.state = 'available'
               AND (tn.state = 'active' OR y.kind IN (SELECT k.name FROM reeve.kinds k WHERE k.runs_when_closing))
+              AND (tn.kinds_off IS NULL OR y.kind <> ALL (tn.kinds_off))
             ORDER BY y.priority, y.run_at, y.id
             LIMIT greatest(0, least(quantum::bigint * tn.weight, cap.free, places)) FOR UPDATE SKIP LOCKED) z) x
         ORDER BY round, u.o LIMIT places) c;

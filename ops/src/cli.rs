@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use clap::{Args, Parser, Subcommand};
-use reeve_jobs::{JobId, Kind, State, TenantId, catalogue::TableName};
+use reeve_jobs::{JobId, Kind, State, TenantId, catalogue::TableName, tenant::flags::Level};
 
 pub const EXIT_CODES: &str = "\
 Exit codes:
@@ -52,6 +52,11 @@ pub enum Noun {
     },
     /// The catalogue: what each table of the app means
     Catalogue(Catalogue),
+    /// Flags: look, and set them by default, for a plan or for a tenant
+    Flags {
+        #[command(subcommand)]
+        verb: Flags,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -251,6 +256,80 @@ pub enum Tenants {
     Show { id: TenantId },
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Flags {
+    /// List every flag with all that was set, or with --tenant as each is in force for that tenant
+    List {
+        /// As this tenant has them
+        #[arg(long)]
+        tenant: Option<TenantId>,
+    },
+    /// Set a flag for a tenant, a plan, or by default; the tenant's comes first, the default last. The flag kind.<kind>
+    /// set to false lets that kind's jobs wait
+    Set {
+        /// As `reeve flags list` shows it
+        name: String,
+        /// true or false, a whole number, or a text, as the flag's type is
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+        #[command(flatten)]
+        level: FlagLevel,
+        /// Why; kept in the audit log
+        #[arg(long, value_parser = reason)]
+        reason: String,
+    },
+    /// Take away what was set for a tenant, a plan, or by default
+    Clear {
+        name: String,
+        #[command(flatten)]
+        level: FlagLevel,
+        /// Why; kept in the audit log
+        #[arg(long, value_parser = reason)]
+        reason: String,
+    },
+    /// Make a flag of the app's own known, or change its default and description
+    Declare {
+        /// Words joined by dots, as in exports.rows_max
+        name: String,
+        #[arg(long = "type", value_name = "TYPE", value_parser = ["bool", "int", "text"])]
+        value_type: String,
+        /// Its value where nothing is set
+        #[arg(long, allow_hyphen_values = true)]
+        default: String,
+        /// What it is for
+        #[arg(long)]
+        description: String,
+        /// Why; kept in the audit log
+        #[arg(long, value_parser = reason)]
+        reason: String,
+    },
+}
+
+/// For whom: one of them.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct FlagLevel {
+    /// For this tenant
+    #[arg(long)]
+    tenant: Option<TenantId>,
+    /// For all tenants on this plan
+    #[arg(long)]
+    plan: Option<String>,
+    /// For all tenants whose plan and own row say nothing
+    #[arg(long = "default")]
+    by_default: bool,
+}
+
+impl FlagLevel {
+    pub fn level(&self) -> Level {
+        match (&self.tenant, &self.plan) {
+            (Some(tenant), _) => Level::Tenant(tenant.clone()),
+            (None, Some(plan)) => Level::Plan(plan.clone()),
+            (None, None) => Level::Default,
+        }
+    }
+}
+
 fn job_id(text: &str) -> Result<JobId, String> {
     text.parse().map_err(|_| "a job id is a UUID; `reeve jobs list` shows them".to_owned())
 }
@@ -323,6 +402,11 @@ mod tests {
         assert!(said(&["jobs", "list", "--limit", "0"]).contains("--limit"));
         assert!(said(&["jobs", "retry", "0190e3a0-0000-7000-8000-000000000000", "--reason", " "]).contains("say why"));
         assert!(said(&["jobs", "cancel", "0190e3a0-0000-7000-8000-000000000000"]).contains("--reason"));
+        let set = ["flags", "set", "beta", "true", "--reason", "r"];
+        assert!(said(&set).contains("<--tenant <TENANT>|--plan <PLAN>|--default>"));
+        assert!(said(&[&set[..], &["--default", "--plan", "pro"]].concat()).contains("cannot be used with"));
+        assert!(said(&["flags", "set", "beta", "true", "--default"]).contains("--reason"));
+        assert!(said(&["flags", "declare", "beta", "--type", "float"]).contains("possible values: bool, int, text"));
     }
 
     #[test]

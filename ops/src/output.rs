@@ -8,11 +8,11 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use reeve_jobs::{
     catalogue::{check::Severity, order},
     queue::inspect::{Change, JobDetail, JobSummary, Place},
-    tenant::inspect::TenantSummary,
+    tenant::{flags::FlagRow, inspect::TenantSummary},
 };
 use serde::Serialize;
 
-use crate::service::{catalogue, doctor, tenants::TenantDetail};
+use crate::service::{catalogue, doctor, flags::Changed, tenants::TenantDetail};
 
 /// Columns separated by two spaces, each as wide as its widest cell, counted in characters.
 #[derive(Debug, Default)]
@@ -211,6 +211,7 @@ pub fn tenant(out: &mut dyn Write, detail: &TenantDetail) -> io::Result<()> {
     field("running max", or_dash(tenant.running_max));
     field("paused", yes_no(tenant.paused));
     field("plan", or_dash(tenant.plan.as_deref()));
+    field("kinds off", or_dash(tenant.kinds_off.as_ref().map(|kinds| kinds.join(", "))));
     field("locale", tenant.locale.clone());
     field("time zone", tenant.time_zone.clone());
     field("created", time(tenant.created_at));
@@ -224,6 +225,29 @@ pub fn tenant(out: &mut dyn Write, detail: &TenantDetail) -> io::Result<()> {
         table.row([count.state.to_string(), count.kind.clone(), count.jobs.to_string()]);
     }
     table.write(out)
+}
+
+pub fn flags(out: &mut dyn Write, flags: &[FlagRow]) -> io::Result<()> {
+    let mut table = Table::headed(&["NAME", "TYPE", "VALUE", "FROM", "SET BY", "SET AT", "REASON"]);
+    for flag in flags {
+        let from = flag.subject.as_ref().map_or(flag.level.clone(), |subject| format!("{} {subject}", flag.level));
+        table.row([
+            flag.name.clone(),
+            flag.value_type.clone(),
+            shorten(&flag.value.to_string(), 40),
+            from,
+            or_dash(flag.set_by.as_deref()),
+            or_dash(flag.set_at.map(time)),
+            shorten(flag.reason.as_deref().unwrap_or("-"), ERROR_CHARS),
+        ]);
+    }
+    table.write(out)
+}
+
+pub fn flag_changed(out: &mut dyn Write, changed: &Changed) -> io::Result<()> {
+    let value = |value: &Option<serde_json::Value>| value.as_ref().map_or("unset".to_owned(), ToString::to_string);
+    let line = format!("{} ({}): {} → {}", changed.name, changed.of, value(&changed.was), value(&changed.now));
+    writeln!(out, "{}", clean(&line))
 }
 
 fn yes_no(value: bool) -> String {

@@ -21,7 +21,7 @@ use crate::{
     cli::{self, Cli, Noun},
     config::Config,
     output,
-    service::{self, ServiceError, catalogue, catalogue::CatalogueError, doctor, jobs, jobs::Tail, tenants},
+    service::{self, ServiceError, catalogue, catalogue::CatalogueError, doctor, flags, jobs, jobs::Tail, tenants},
 };
 
 /// Where a command reads and writes, and for whom it acts. Tests bring their own.
@@ -75,7 +75,10 @@ impl Failure {
             Self::Connect(DbError::Connect { .. }) | Self::NoAnswer { .. } => 3,
             Self::Catalogue(error) => error.exit_code(),
             Self::Service(error) => match error {
-                ServiceError::NoJob(_) | ServiceError::JobOver { .. } | ServiceError::NoTenant(_) => 1,
+                ServiceError::NoJob(_)
+                | ServiceError::JobOver { .. }
+                | ServiceError::NoTenant(_)
+                | ServiceError::NoFlagValue { .. } => 1,
                 ServiceError::UnknownKind { .. }
                 | ServiceError::WrongPlace { .. }
                 | ServiceError::PayloadSyntax(_)
@@ -139,6 +142,10 @@ pub async fn run(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<Outcome, Fail
             Outcome::Done
         }
         Noun::Catalogue(arguments) => catalogue_of(cli, &config, arguments, terminal).await?,
+        Noun::Flags { verb } => {
+            flags(cli, &config, verb, terminal).await?;
+            Outcome::Done
+        }
     };
     terminal.out.flush()?;
     Ok(outcome)
@@ -264,6 +271,34 @@ fn acted_on(out: &mut dyn Write, acted: &jobs::Acted) -> io::Result<()> {
         return writeln!(out, "{}  {}: asked to stop; its worker is told with its next renewal", acted.id, acted.was);
     }
     writeln!(out, "{}  {} → {}", acted.id, acted.was, acted.now)
+}
+
+async fn flags(cli: &Cli, config: &Config, verb: &cli::Flags, terminal: &mut Terminal<'_>) -> Result<(), Failure> {
+    let changed = match verb {
+        cli::Flags::List { tenant } => {
+            let found = flags::list(&open(config).await?, tenant.as_ref()).await?;
+            return Ok(show(cli, terminal, &found, |out, found| output::flags(out, found))?);
+        }
+        cli::Flags::Set { name, value, level, reason } => {
+            let actor = actor(terminal)?;
+            let act = Act { actor: &actor, reason };
+            flags::set(&open(config).await?, name, value, &level.level(), act).await?
+        }
+        cli::Flags::Clear { name, level, reason } => {
+            let actor = actor(terminal)?;
+            flags::clear(&open(config).await?, name, &level.level(), Act { actor: &actor, reason }).await?
+        }
+        cli::Flags::Declare { name, value_type, default, description, reason } => {
+            let actor = actor(terminal)?;
+            let act = Act { actor: &actor, reason };
+            flags::declare(&open(config).await?, name, value_type, default, description, act).await?
+        }
+    };
+    show(cli, terminal, &changed, output::flag_changed)?;
+    if let Some(note) = &changed.note {
+        writeln!(terminal.messages, "note: {}", output::clean(note))?;
+    }
+    Ok(())
 }
 
 /// How often `jobs tail` looks.

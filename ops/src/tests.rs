@@ -228,12 +228,12 @@ async fn an_act_without_a_name_for_the_audit_log_is_refused() {
 }
 
 /// One migration behind.
-const ONE_BEHIND: i64 = migrate::VERSION - 1;
+const ONE_BEHIND: i64 = migrate::PREVIOUS;
 
 #[tokio::test]
 async fn every_command_but_migrate_refuses_another_schema() {
-    let commands: [&[&str]; 4] =
-        [&["doctor"], &["jobs", "list"], &["tenants", "list"], &["jobs", "tail", "--for", "1"]];
+    let commands: [&[&str]; 5] =
+        [&["doctor"], &["jobs", "list"], &["tenants", "list"], &["flags", "list"], &["jobs", "tail", "--for", "1"]];
     let refused = async |db: &TestDatabase, says: &str| {
         for arguments in commands {
             let ran = reeve(db, arguments).await;
@@ -314,6 +314,64 @@ async fn tenants_are_listed_and_shown_with_their_jobs() {
         {"state": "available", "kind": "fleet.probe", "jobs": 1}, {"state": "running", "kind": "fleet.probe", "jobs": 1}]);
     assert_eq!(shown["jobs"], expected);
     assert!(reeve(&db, &["tenants", "show", "acme"]).await.out.contains("running    fleet.probe  1"));
+    db.drop_now().await;
+}
+
+#[tokio::test]
+async fn flags_are_declared_listed_set_and_cleared() {
+    let db = TestDatabase::new().await;
+    db.tenant("acme").await;
+    let because = ["--reason", "they asked"];
+    let ran = async |arguments: &[&str]| reeve(&db, &[arguments, &because].concat()).await;
+    let done = async |arguments: &[&str], says: &str| {
+        let ran = ran(arguments).await;
+        assert_eq!((ran.code, ran.out.trim_end()), (0, says), "{}", ran.messages);
+        ran.messages
+    };
+    let declare = ["flags", "declare", "exports.rows_max", "--type", "int", "--default", "-1", "--description", "Rows"];
+    done(&declare, "exports.rows_max (declared): unset → -1").await;
+    done(&["flags", "set", "exports.rows_max", "50", "--tenant", "acme"], "exports.rows_max (tenant acme): unset → 50")
+        .await;
+    let note = done(
+        &["flags", "set", "kind.fleet.probe", "false", "--plan", "prp"],
+        "kind.fleet.probe (plan prp): unset → false",
+    )
+    .await;
+    assert_eq!(note, "note: no tenant is on plan \"prp\" yet\n");
+    done(&["flags", "set", "kind.fleet.probe", "false", "--default"], "kind.fleet.probe (default): unset → false")
+        .await;
+    assert!(reeve(&db, &["tenants", "show", "acme"]).await.out.contains("kinds off    fleet.probe\n"));
+
+    let all = reeve(&db, &["--json", "flags", "list"]).await.json();
+    assert_eq!(all.as_array().expect("rows").len(), 4 + 3, "each as declared, and what was set: {all}");
+    let own = reeve(&db, &["--json", "flags", "list", "--tenant", "acme"]).await.json();
+    let own: Vec<_> =
+        own.as_array().expect("rows").iter().map(|row| (&row["name"], &row["value"], &row["level"])).collect();
+    assert_eq!(own[0], (&"exports.rows_max".into(), &50.into(), &"tenant".into()));
+    assert_eq!(own[1], (&"kind.fleet.probe".into(), &false.into(), &"default".into()));
+    assert_eq!(own[2], (&"kind.webhook.deliver".into(), &true.into(), &"declared".into()));
+    let table = reeve(&db, &["flags", "list"]).await.out;
+    assert!(table.contains("plan prp") && table.contains("cli:ann") && table.contains("they asked"), "{table}");
+
+    done(&["flags", "clear", "kind.fleet.probe", "--default"], "kind.fleet.probe (default): false → unset").await;
+    for (arguments, code, says) in [
+        (&["flags", "clear", "kind.fleet.probe", "--default"][..], 1, "has no value of its own for default"),
+        (&["flags", "set", "kind.fleet.prob", "false", "--default"], 4, "hint: Known flags: exports.rows_max"),
+        (&["flags", "set", "kind.fleet.probe", "off", "--default"], 4, "takes true or false, not \"off\""),
+        (&["flags", "set", "exports.rows_max", "1e9", "--default"], 4, "takes a whole number"),
+        (&["flags", "set", "exports.rows_max", "1", "--tenant", "nobody"], 4, "\"nobody\" is not registered"),
+    ] {
+        let ran = ran(arguments).await;
+        assert!(
+            ran.code == code && ran.messages.contains(says) && ran.out.is_empty(),
+            "{}: {}",
+            ran.code,
+            ran.messages
+        );
+    }
+    let ran = reeve(&db, &["flags", "list", "--tenant", "nobody"]).await;
+    assert!(ran.code == 1 && ran.messages.contains("\"nobody\" is not registered"), "{}", ran.messages);
+    assert_eq!(count(&db, "audit_log").await, 5, "each act that was done, and nothing else");
     db.drop_now().await;
 }
 

@@ -49,9 +49,9 @@ async fn a_database_behind_the_program_is_refused() {
     let (succeeded, said) = worker(&env, &[]).await;
     assert!(!succeeded && said.contains("no Reeve schema yet; run `reeve migrate`"), "{said}");
     let mut admin = PgConnection::connect_with(db.admin_options()).await.expect("admin");
-    migrate::run_to(&mut admin, migrate::VERSION - 1).await.expect("one behind");
+    migrate::run_to(&mut admin, migrate::PREVIOUS).await.expect("one behind");
     let (succeeded, said) = worker(&env, &[]).await;
-    let behind = format!("at migration {}, this program needs {}", migrate::VERSION - 1, migrate::VERSION);
+    let behind = format!("at migration {}, this program needs {}", migrate::PREVIOUS, migrate::VERSION);
     assert!(!succeeded && said.contains(&behind) && said.contains("reeve migrate"), "{said}");
     drop(town);
 }

@@ -1,12 +1,22 @@
 //! Isolation, twice: with the program's checks gone the database refuses; with the database's policies gone the program
 //! refuses. And the ways in between: a job that names another tenant's row, a connection that comes back dirty.
-use std::task::Poll;
+use std::{
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use reeve_jobs::{
     TenantContext, TenantId, client,
-    job::JobId,
-    kinds::DeliverWebhook,
+    job::{ClaimedJob, JobId, Outcome},
+    kinds::{DeliverWebhook, ProbeFleet, Work},
+    queue::{Lane, PostgresQueue, Queue},
     tenant::{Rows, Scope, ScopeError, TenantRow},
+};
+use reeve_worker::runtime::{
+    Handler,
+    attempt::{self, Job},
+    lease::Leases,
 };
 use uuid::Uuid;
 
@@ -230,6 +240,58 @@ async fn a_tenant_of_another_region_or_closed_gets_no_scope() {
         .expect("closed");
     let refused = Scope::open(&town.directory(), &town.context(&town.a)).await;
     assert!(matches!(refused, Err(ScopeError::Closed(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_database_that_holds_another_context_gets_no_scope() {
+    let town = Town::new().await;
+    // Whatever the reason may be (a pooler between, a function replaced): what is read back decides, not what was asked.
+    sqlx::query("CREATE OR REPLACE FUNCTION reeve.tenant() RETURNS text LANGUAGE sql STABLE RETURN 'b'")
+        .execute(&town.db.admin)
+        .await
+        .expect("replaced");
+    let refused = Scope::open(&town.directory(), &town.context(&town.a)).await;
+    assert!(matches!(refused, Err(ScopeError::Mismatch(ref why)) if why.contains("\"b\"")), "{refused:?}");
+}
+
+/// A handler that must not be reached: it opens no scope, which would refuse too.
+#[derive(Clone)]
+struct Never;
+
+impl Handler for Never {
+    async fn handle(&self, _: &ClaimedJob, _: TenantContext, _: Work) -> Outcome {
+        Outcome::Done
+    }
+}
+
+#[tokio::test]
+async fn a_job_whose_tenant_is_pinned_elsewhere_reaches_no_handler() {
+    let town = Town::new().await;
+    let job = client::enqueue_alone(&town.app, &town.a, &ProbeFleet::default()).await.expect("enqueued");
+    sqlx::query("UPDATE reeve.tenants SET region = 'eu' WHERE id = 'a'").execute(&town.db.admin).await.expect("moved");
+    let fleet = town.fleet(Never, 2);
+    until("the job is over", async || !["available", "running"].contains(&town.state(job).await.as_str())).await;
+    fleet.stop().await;
+    assert_eq!(town.state(job).await, "quarantined");
+    assert_eq!(town.count("SELECT count(*) FROM reeve.audit_log WHERE action = 'job.quarantined'").await, 1);
+}
+
+#[tokio::test]
+async fn a_job_whose_tenant_was_closed_after_the_claim_does_not_start() {
+    let town = Town::new().await;
+    client::enqueue_alone(&town.app, &town.a, &ProbeFleet::default()).await.expect("enqueued");
+    let lane = Lane { queue: "probes".to_owned(), region: "default".to_owned() };
+    let queue = PostgresQueue::new(town.worker.clone());
+    let jobs = queue.claim(&lane, 1, "w", "", Duration::from_secs(30)).await.expect("a claim").jobs;
+    sqlx::query("UPDATE reeve.tenants SET state = 'closed' WHERE id = 'a'")
+        .execute(&town.db.admin)
+        .await
+        .expect("closed");
+    let lease = Leases::new(Duration::from_secs(30)).hold(&jobs, Instant::now()).remove(0);
+    let job = Job::new(jobs[0].clone(), lease);
+    let region: Arc<str> = "default".into();
+    let ended = attempt::tenant_asserted(job, async { Outcome::Done }, town.directory(), region).await;
+    assert!(matches!(ended, Outcome::Cancel { ref why } if why.contains("is closed")), "{ended:?}");
 }
 
 /// Polls `work` until its n-th wait, and drops it there. Returns whether it came to its end before.

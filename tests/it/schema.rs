@@ -30,10 +30,14 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.audit_prune(integer)", &["reeve_ops", "reeve_scheduler"]),
     ("reeve.cancel_job(uuid,text,text)", &["reeve_ops"]),
     ("reeve.claim(text,text,integer,text,text,double precision)", &["reeve_worker"]),
+    ("reeve.clear_flag(text,text,text,text,text)", &["reeve_ops"]),
+    ("reeve.declare_flag(text,text,jsonb,text,text,text)", &["reeve_ops"]),
     ("reeve.delivery_is_foreign(uuid)", &["reeve_worker"]),
     ("reeve.emit(text,jsonb,text)", &["reeve_app"]),
     ("reeve.enqueue(text,jsonb,text,timestamp with time zone,integer,text,text)", &["reeve_app"]),
     ("reeve.enqueue_many(jsonb,text)", &["reeve_app"]),
+    ("reeve.flag(text)", &["reeve_app", "reeve_worker"]),
+    ("reeve.flags_in_force(text,text)", &["reeve_ops"]),
     ("reeve.history_upkeep(integer,integer)", &["reeve_scheduler"]),
     ("reeve.job_history_rows_between(date,date)", &["reeve_owner"]),
     ("reeve.mark_started(uuid,uuid)", &["reeve_worker"]),
@@ -53,10 +57,12 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ),
     ("reeve.schedules_due()", &["reeve_scheduler"]),
     ("reeve.schema_version()", &["reeve_app", "reeve_worker", "reeve_scheduler", "reeve_ops"]),
+    ("reeve.set_flag(text,jsonb,text,text,text,text)", &["reeve_ops"]),
     ("reeve.settle(uuid[],uuid[],text[],double precision[],text[])", &["reeve_worker"]),
     ("reeve.stop_waiting(text,text)", &["reeve_worker"]),
     ("reeve.tenant()", &["reeve_app", "reeve_dispatch", "reeve_ops", "reeve_worker"]),
     ("reeve.tenant_entry(text)", &["reeve_worker"]),
+    ("reeve.tenant_kinds_off()", &["reeve_owner"]),
     ("reeve.wait_for_jobs(text,text,double precision)", &["reeve_worker"]),
 ];
 
@@ -70,7 +76,7 @@ async fn strings_of(db: &mut PgConnection, sql: &'static str, roles: &[&str]) ->
     sqlx::query_scalar(sql).bind(roles).fetch_all(db).await.expect(sql)
 }
 
-/// Tables and partitions that hold tenants' rows: `reeve.tenants`, and whatever has a `tenant_id`.
+/// Tables and partitions that hold tenants' rows: `reeve.tenants`, `reeve.flag_overrides`, and whatever has a `tenant_id`.
 async fn unguarded_tables(db: &mut PgConnection) -> Vec<String> {
     strings(
         db,
@@ -78,7 +84,7 @@ async fn unguarded_tables(db: &mut PgConnection) -> Vec<String> {
           SELECT c.oid, c.relrowsecurity, c.relforcerowsecurity, a.attnum, a.attname, a.attnotnull
           FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
           WHERE c.relnamespace = 'reeve'::regnamespace AND c.relkind IN ('r', 'p')
-            AND (a.attname = 'tenant_id' OR (c.relname = 'tenants' AND a.attname = 'id')))
+            AND (a.attname = 'tenant_id' OR (c.relname, a.attname) IN (('tenants', 'id'), ('flag_overrides', 'subject'))))
         SELECT t.oid::regclass || ': ' || fault FROM tenant_table t, LATERAL (VALUES
           (t.relrowsecurity, 'row-level security is off'),
           (t.relforcerowsecurity, 'row-level security is not forced on its owner'),
@@ -267,6 +273,11 @@ const BREACHES: &[(&str, &str, &str)] = &[
         "unguarded_tables",
         "reeve.tenants: row-level security is off",
     ),
+    (
+        "ALTER TABLE reeve.flag_overrides NO FORCE ROW LEVEL SECURITY",
+        "unguarded_tables",
+        "reeve.flag_overrides: row-level security is not",
+    ),
     ("ALTER TABLE {day} NO FORCE ROW LEVEL SECURITY", "unguarded_tables", "{day}: row-level security is not forced"),
     ("ALTER TABLE {day} DISABLE ROW LEVEL SECURITY", "unguarded_tables", "{day}: row-level security is off"),
     (
@@ -408,6 +419,7 @@ async fn state(db: &mut PgConnection) -> Vec<String> {
         UNION ALL SELECT 'migration ' || version || ' ' || xmin FROM public._reeve_migrations
         UNION ALL SELECT 'kind ' || to_jsonb(k)::text FROM reeve.kinds k
         UNION ALL SELECT 'schedule ' || to_jsonb(s)::text FROM reeve.schedules s
+        UNION ALL SELECT 'flag ' || to_jsonb(f)::text FROM reeve.flags f
         UNION ALL SELECT 'settings ' || to_jsonb(s)::text FROM reeve.settings s
         ORDER BY 1",
     )

@@ -1,7 +1,7 @@
 //! Bringing a database to this build's schema, and refusing to run on another.
 //!
-//! The migrations are compiled in. After them the kinds table of this build is copied to `reeve.kinds` and
-//! `reeve.schedules`, in one transaction. Programs call [`check`] at start: on a database behind or ahead of them they
+//! The migrations are compiled in. After them the kinds table of this build is copied to `reeve.kinds`,
+//! `reeve.schedules` and `reeve.flags`, in one transaction. Programs call [`check`] at start: on a database behind or ahead of them they
 //! say so and stop.
 use sqlx::{
     Connection, PgConnection, PgPool,
@@ -10,7 +10,7 @@ use sqlx::{
 
 use crate::kinds::Kind;
 
-const FILES: [(i64, &str, &str); 11] = [
+const FILES: [(i64, &str, &str); 12] = [
     (1, "roles", include_str!("../../../migrations/0001_roles.sql")),
     (2, "tenants", include_str!("../../../migrations/0002_tenants.sql")),
     (3, "kinds", include_str!("../../../migrations/0003_kinds.sql")),
@@ -22,10 +22,14 @@ const FILES: [(i64, &str, &str); 11] = [
     (9, "sessions", include_str!("../../../migrations/0009_sessions.sql")),
     (10, "queue_upkeep", include_str!("../../../migrations/0010_queue_upkeep.sql")),
     (11, "audit_chain", include_str!("../../../migrations/0011_audit_chain.sql")),
+    (12, "flags", include_str!("../../../migrations/0012_flags.sql")),
 ];
 
 /// The schema this build needs.
 pub const VERSION: i64 = FILES[FILES.len() - 1].0;
+
+/// The schema before it: numbers may have gaps. For tests of programs on an older schema.
+pub const PREVIOUS: i64 = FILES[FILES.len() - 2].0;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
@@ -80,7 +84,7 @@ pub async fn run_to(admin: &mut PgConnection, upto: i64) -> Result<Migrated, Mig
     Ok(Migrated { from, to: upto })
 }
 
-/// Copies this build's kinds and cadences. Kinds that this build lacks stay: an older program may still run them.
+/// Copies this build's kinds, their cadences and their flags. Kinds that this build lacks stay: an older program may still run them.
 async fn copy_kinds(admin: &mut PgConnection) -> sqlx::Result<()> {
     let specs: Vec<_> = Kind::ALL.iter().map(|kind| kind.spec()).collect();
     let specs = serde_json::to_value(specs).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
@@ -104,6 +108,15 @@ async fn copy_kinds(admin: &mut PgConnection) -> sqlx::Result<()> {
         FROM jsonb_array_elements($1) k WHERE k -> 'cadence' <> 'null'
         ON CONFLICT (kind) DO UPDATE SET cron = excluded.cron, window_secs = excluded.window_secs,
           next_at = CASE WHEN s.cron = excluded.cron THEN s.next_at END",
+    )
+    .bind(&specs)
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "-- migrate.copy_flags
+        INSERT INTO reeve.flags (name, description, value_type, default_value)
+        SELECT 'kind.' || (k ->> 'name'), format('Jobs of kind %s run; when off, they wait', k ->> 'name'), 'bool', 'true'
+        FROM jsonb_array_elements($1) k ON CONFLICT (name) DO NOTHING",
     )
     .bind(&specs)
     .execute(&mut *tx)

@@ -21,6 +21,8 @@ pub struct TenantSummary {
     pub running_max: Option<i32>,
     pub paused: bool,
     pub plan: Option<String>,
+    /// Kinds whose flag is off for this tenant: their jobs wait. `None` when all are on.
+    pub kinds_off: Option<Vec<String>>,
     pub locale: String,
     pub time_zone: String,
     pub created_at: DateTime<Utc>,
@@ -37,6 +39,7 @@ fn summary(row: &PgRow) -> sqlx::Result<TenantSummary> {
         running_max: row.try_get("running_max")?,
         paused: row.try_get("paused")?,
         plan: row.try_get("plan")?,
+        kinds_off: row.try_get("kinds_off")?,
         locale: row.try_get("locale")?,
         time_zone: row.try_get("time_zone")?,
         created_at: row.try_get("created_at")?,
@@ -47,7 +50,8 @@ fn summary(row: &PgRow) -> sqlx::Result<TenantSummary> {
 pub async fn list(pool: &PgPool) -> sqlx::Result<Vec<TenantSummary>> {
     let rows = sqlx::query(
         "-- tenant_inspect.list
-        SELECT id, name, state, region, placement, weight, running_max, paused, plan, locale, time_zone, created_at
+        SELECT id, name, state, region, placement, weight, running_max, paused, plan, kinds_off, locale, time_zone,
+          created_at
         FROM reeve.tenants ORDER BY id",
     )
     .fetch_all(pool)
@@ -58,7 +62,8 @@ pub async fn list(pool: &PgPool) -> sqlx::Result<Vec<TenantSummary>> {
 pub async fn find(pool: &PgPool, tenant: &TenantId) -> sqlx::Result<Option<TenantSummary>> {
     let row = sqlx::query(
         "-- tenant_inspect.find
-        SELECT id, name, state, region, placement, weight, running_max, paused, plan, locale, time_zone, created_at
+        SELECT id, name, state, region, placement, weight, running_max, paused, plan, kinds_off, locale, time_zone,
+          created_at
         FROM reeve.tenants WHERE id = $1",
     )
     .bind(tenant.as_str())

@@ -6,6 +6,8 @@
 pub mod context;
 pub mod directory;
 #[cfg(feature = "program")]
+pub mod flags;
+#[cfg(feature = "program")]
 pub mod inspect;
 pub mod scope;
 

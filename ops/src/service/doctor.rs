@@ -206,7 +206,7 @@ async fn tenant_tables(connection: &mut PgConnection) -> sqlx::Result<Check> {
                EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indkey[0] = a.attnum) AS indexed
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
         WHERE c.relnamespace = 'reeve'::regnamespace AND c.relkind IN ('r', 'p')
-          AND (a.attname = 'tenant_id' OR (c.relname = 'tenants' AND a.attname = 'id'))
+          AND (a.attname = 'tenant_id' OR (c.relname, a.attname) IN (('tenants', 'id'), ('flag_overrides', 'subject')))
         ORDER BY 1",
     )
     .fetch_all(connection)

@@ -13,6 +13,7 @@ use sqlx::PgPool;
 pub mod audit;
 pub mod catalogue;
 pub mod doctor;
+pub mod flags;
 pub mod jobs;
 pub mod migrate;
 pub mod tenants;
@@ -31,6 +32,8 @@ pub enum ServiceError {
     JobOver { id: JobId, state: State },
     #[error("tenant \"{0}\" is not registered; `reeve tenants list` shows those that are")]
     NoTenant(TenantId),
+    #[error("flag \"{name}\" has no value of its own for {of}; `reeve flags list` shows where it has")]
+    NoFlagValue { name: String, of: String },
     #[error("unknown kind {name:?}; known kinds are {known}")]
     UnknownKind { name: String, known: String },
     #[error("{state} jobs are not here: {advice}")]
