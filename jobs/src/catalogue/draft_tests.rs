@@ -43,7 +43,10 @@ async fn a_draft_finds_column_path_reverse_and_polymorphic_owners_and_marks_the_
     let errors = errors(&text, &schema);
     let undecided: Vec<_> = errors.iter().filter(|e| e.contains("a person must")).collect();
     assert_eq!((errors.len(), undecided.len()), (3, 3), "people, plans and migrations: {errors:#?}");
-    assert!(text.contains("{ shared = [[\"app.memberships\", \"person_id\"]] }"), "the doubt names the likely answer");
+    assert!(
+        text.contains("{ shared = [[\"app.memberships\", [\"person_id\"]]] }"),
+        "the doubt names the likely answer"
+    );
     db.drop_now().await;
 }
 
