@@ -1,7 +1,7 @@
 //! Who watches: the operators' command line, and the service layer that console and API will share with it.
 //!
 //! ```text
-//!   arguments ──► cli (clap) ──► run ──► service::{jobs, tenants, doctor, migrate} ──► output ──► stdout
+//!   arguments ──► cli (clap) ──► run ──► service::{jobs, tenants, catalogue, doctor, migrate} ──► output ──► stdout
 //!                                 └── config: section [ops]      └── queue SQL lives in reeve-jobs
 //! ```
 //! Data goes to standard output and every message to standard error; the exit code says how it ended

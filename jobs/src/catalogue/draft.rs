@@ -201,12 +201,10 @@ fn reverse(schema: &Schema, guess: &mut Guess) {
                 keys.iter().map(|(p, key)| Parent { table: p.name.clone(), columns: key.columns.clone() }).collect();
             guess.scopes.insert(table.name.clone(), Scope::Reverse(parents));
         } else if let Some((parent, key)) = keys.first() {
+            let columns = key.columns.iter().map(|c| format!("{c:?}")).collect::<Vec<_>>().join(", ");
             let doubt = format!(
-                "Rows of {} point here by {}, several at one row. Rows of several tenants: {{ shared = [[\"{}\", \"{}\"]] }};\n# the same for all: \"reference\".",
-                parent.name,
-                key.columns.join(", "),
-                parent.name,
-                key.columns.join(", ")
+                "Rows of {0} point here, several at one row. Rows of several tenants: {{ shared = [[\"{0}\", [{columns}]]] }};\n# the same for all: \"reference\".",
+                parent.name
             );
             guess.doubts.insert(table.name.clone(), doubt);
         }

@@ -43,7 +43,10 @@ async fn a_draft_finds_column_path_reverse_and_polymorphic_owners_and_marks_the_
     let errors = errors(&text, &schema);
     let undecided: Vec<_> = errors.iter().filter(|e| e.contains("a person must")).collect();
     assert_eq!((errors.len(), undecided.len()), (3, 3), "people, plans and migrations: {errors:#?}");
-    assert!(text.contains("{ shared = [[\"app.memberships\", \"person_id\"]] }"), "the doubt names the likely answer");
+    assert!(
+        text.contains("{ shared = [[\"app.memberships\", [\"person_id\"]]] }"),
+        "the doubt names the likely answer"
+    );
     db.drop_now().await;
 }
 
@@ -75,5 +78,31 @@ async fn of_the_shapes_only_what_has_no_owner_is_left_to_a_person() {
     let errors = errors(&text, &schema);
     assert_eq!(errors.len(), 1, "{errors:#?}\n{text}");
     assert!(errors[0].contains("public.guarded"), "{errors:#?}");
+    db.drop_now().await;
+}
+
+#[tokio::test]
+async fn a_name_made_to_break_out_of_the_draft_stays_a_name() {
+    let sql = "CREATE TABLE teams (id int PRIMARY KEY);
+        CREATE TABLE \"x\"\"]\n[tenants]\rscope = 'reference'\" (id int PRIMARY KEY, \"a\\b\" text);
+        CREATE TABLE notes (id int PRIMARY KEY, team_id int NOT NULL REFERENCES teams, \"y\n\"\"z\" int REFERENCES \"x\"\"]\n[tenants]\rscope = 'reference'\")";
+    let (db, schema) = database(sql).await;
+    let text = drafted(&db, &schema).await;
+    let errors = errors(&text, &schema);
+    assert_eq!(errors.len(), 1, "{errors:#?}\n{text}");
+    assert!(errors[0].contains("a person must"), "{errors:#?}");
+    db.drop_now().await;
+}
+
+#[tokio::test]
+async fn tenants_by_int_in_one_table_and_bigint_in_another_are_one_kind_and_text_is_not() {
+    let sql = "CREATE TABLE accounts (id int PRIMARY KEY);
+        CREATE TABLE a (id int PRIMARY KEY, account_id bigint NOT NULL);
+        CREATE TABLE b (id int PRIMARY KEY, account_id smallint NOT NULL REFERENCES accounts);
+        CREATE TABLE c (id int PRIMARY KEY, account_id text NOT NULL)";
+    let (db, schema) = database(sql).await;
+    let text = drafted(&db, &schema).await;
+    assert_eq!(text.matches("scope = { column = \"account_id\" }").count(), 2, "{text}");
+    assert_eq!(errors(&text, &schema).len(), 1, "the text one is left to a person: {text}");
     db.drop_now().await;
 }

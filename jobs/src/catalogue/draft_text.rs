@@ -27,7 +27,7 @@ pub fn write(schema: &Schema, samples: &Samples, guess: &Guess) -> String {
         let Some(table) = schema.tables.get(name) else { continue };
         out.push('\n');
         if let Some(doubt) = guess.doubts.get(name).filter(|_| *scope == Scope::Undecided) {
-            out.push_str(&format!("# {doubt}\n"));
+            comment(&mut out, doubt);
         }
         out.push_str(&format!("[table.{}]\nscope = {}\n", quote(&name.to_string()), scope_text(scope)));
         if !matches!(scope, Scope::Ignored(_)) {
@@ -163,6 +163,14 @@ fn list<T: AsRef<str>>(items: &[T]) -> String {
 
 fn file_name(table: &str) -> String {
     table.chars().map(|c| if c.is_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect()
+}
+
+/// Names stand in it, and a name may hold a line's end: whatever comes, it stays a comment.
+fn comment(out: &mut String, text: &str) {
+    for line in text.lines() {
+        let line = line.trim_start_matches("# ");
+        out.extend("# ".chars().chain(line.chars().filter(|c| !c.is_control())).chain(['\n']));
+    }
 }
 
 /// A TOML string.

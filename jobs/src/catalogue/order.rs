@@ -182,8 +182,7 @@ impl<'a> Planner<'a> {
     /// Sets one foreign key of the circle to NULL: one that no path goes over, if there is one.
     fn break_circle(&mut self, left: &BTreeSet<&'a TableName>, edges: &[Edge<'a>]) -> Result<usize, OrderError> {
         let nullable = |edge: &Edge<'a>| {
-            let table = self.owned[edge.from];
-            edge.key.is_some_and(|key| !settable(table, key).is_empty()) && !self.is_route(edge)
+            edge.key.is_some_and(|key| !self.settable(edge.from, key).is_empty()) && !self.is_route(edge)
         };
         let circle = circle(left, edges);
         let inside = |edge: &Edge<'a>| circle.contains(edge.from) && circle.contains(edge.to);
@@ -200,6 +199,23 @@ impl<'a> Planner<'a> {
             let names: Vec<_> = circle.iter().map(|name| format!("\"{name}\"")).collect();
             OrderError::Circle(names.join(", "))
         })
+    }
+
+    /// Columns of the key that may be set to NULL; one NULL is enough for PostgreSQL not to look further. Not those that
+    /// tell whose the row is: it would be nobody's when its turn comes.
+    fn settable<'k>(&self, name: &TableName, key: &'k ForeignKey) -> Vec<&'k str> {
+        let table = self.owned[name];
+        let telling: Vec<&String> = match &self.catalogue.tables[name].scope {
+            Scope::Column { column, .. } => vec![column],
+            Scope::Path(steps) => steps[0].columns.iter().collect(),
+            Scope::Polymorphic { type_column, id_column, .. } => vec![type_column, id_column],
+            _ => Vec::new(),
+        };
+        let may = |name: &&str| {
+            !telling.iter().any(|telling| telling.as_str() == *name)
+                && table.column(name).is_some_and(|column| column.nullable && !column.generated)
+        };
+        key.columns.iter().map(String::as_str).filter(may).collect()
     }
 
     /// Is the owner found over this foreign key? Then it must stand until the rows are gone.
@@ -221,7 +237,7 @@ impl<'a> Planner<'a> {
 
     fn set_null(&mut self, name: &TableName, key: &ForeignKey, note: String) -> Result<(), OrderError> {
         let table = self.owned[name];
-        let columns = settable(table, key);
+        let columns = self.settable(name, key);
         let condition = self.condition(name)?;
         let set: Vec<_> = columns.iter().map(|column| format!("{} = NULL", ident(column))).collect();
         let present = ident(columns[0]);
@@ -236,7 +252,7 @@ impl<'a> Planner<'a> {
         let table = self.owned[name];
         let mut note = None;
         for key in table.foreign_keys.iter().filter(|key| key.table == *name) {
-            if settable(table, key).is_empty() {
+            if self.settable(name, key).is_empty() {
                 note = Some(
                     "points at itself by a column that cannot be NULL: in one statement, not in batches".to_owned(),
                 );
@@ -303,12 +319,6 @@ struct Edge<'a> {
     to: &'a TableName,
     /// None: a route that no foreign key stands for.
     key: Option<&'a ForeignKey>,
-}
-
-/// Columns of the key that may be set to NULL; one NULL is enough for PostgreSQL not to look further.
-fn settable<'a>(table: &Table, key: &'a ForeignKey) -> Vec<&'a str> {
-    let may = |name: &&str| table.column(name).is_some_and(|column| column.nullable && !column.generated);
-    key.columns.iter().map(String::as_str).filter(may).collect()
 }
 
 /// The tables of `left` that lie on a circle: those that are reached from themselves.

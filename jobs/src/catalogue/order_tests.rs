@@ -131,3 +131,21 @@ async fn what_the_plan_leaves_alone_and_still_happens_is_listed() {
     assert_eq!(plan.effects, expected);
     db.drop_now().await;
 }
+
+#[tokio::test]
+async fn a_circle_is_never_broken_by_the_column_that_tells_the_tenant() {
+    let sql = "CREATE TABLE tenants (id int PRIMARY KEY);
+        CREATE TABLE a (tenant_id int REFERENCES tenants, id int NOT NULL, b_id int, UNIQUE (tenant_id, id));
+        CREATE TABLE b (tenant_id int REFERENCES tenants, id int NOT NULL, a_id int NOT NULL, UNIQUE (tenant_id, id),
+          FOREIGN KEY (tenant_id, a_id) REFERENCES a (tenant_id, id));
+        ALTER TABLE a ADD FOREIGN KEY (tenant_id, b_id) REFERENCES b (tenant_id, id);
+        INSERT INTO tenants VALUES (1); INSERT INTO a VALUES (1, 1, NULL); INSERT INTO b VALUES (1, 1, 1);
+        UPDATE a SET b_id = 1;";
+    let (db, schema) = database(sql).await;
+    let plan = order::plan(&drafted(&db, &schema).await, &schema).expect("an order");
+    assert!(!plan.steps.iter().any(|step| step.sql.contains("\"tenant_id\" = NULL")), "{plan:#?}");
+    run(&db, &plan, "1").await;
+    let left = rows(&db, &schema).await;
+    assert!(left.values().all(|n| *n == 0), "{left:?}");
+    db.drop_now().await;
+}

@@ -1,7 +1,7 @@
 //! What an operator can ask and do, without saying how it is asked: command line, console and API share it.
 //!
 //! Functions take a pool that logs in as `reeve_ops` and return serializable values. SQL on jobs and tenants is in
-//! `reeve-jobs`; only the doctor asks the catalogs itself.
+//! `reeve-jobs`; only the doctor asks the catalogs itself. The catalogue's commands take a pool of the app's database instead.
 use reeve_jobs::{
     JobId, State, TenantId,
     client::EnqueueError,
