@@ -261,8 +261,9 @@ async fn each_change_is_audited_by_name_and_without_its_value() {
     flags::clear(&ops, "beta", &a, WHO).await.expect("cleared");
     assert_eq!(flags::clear(&ops, "beta", &a, WHO).await.expect("answered"), None, "nothing to audit");
     let log: Vec<(String, String, String, String)> = sqlx::query_as(
-        "SELECT tenant_id, action, target, array_to_string(fields, ' ') FROM reeve.audit_log
-         WHERE actor = 'cli:ann' AND reason = 'trying' ORDER BY at",
+        "SELECT l.tenant_id, l.action, l.target, array_to_string(b.fields, ' ')
+         FROM reeve.audit_log l JOIN reeve.audit_bodies b ON b.tenant_id = l.tenant_id AND b.seq = l.seq
+         WHERE l.actor = 'cli:ann' AND b.reason = 'trying' ORDER BY l.at",
     )
     .fetch_all(&town.db.admin)
     .await
