@@ -212,3 +212,17 @@ pub fn is_passing_fault(error: &sqlx::Error) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_of_the_database_costs_a_job_no_attempt_and_a_wrong_statement_does() {
+        for passing in [sqlx::Error::PoolTimedOut, sqlx::Error::WorkerCrashed] {
+            assert!(matches!(ScopeError::Database(passing).into_outcome(), Outcome::Snooze { .. }));
+        }
+        assert!(matches!(ScopeError::Database(sqlx::Error::RowNotFound).into_outcome(), Outcome::Retry { .. }));
+        assert!(matches!(ScopeError::Mismatch("x".to_owned()).into_outcome(), Outcome::Quarantine { .. }));
+    }
+}

@@ -212,3 +212,86 @@ where
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicU32, Ordering},
+        time::Duration,
+    };
+
+    use reeve_jobs::{
+        JobId,
+        job::{ClaimedJob, LeaseToken},
+        queue::{Claim, Lane, QueueError, Renewed, Settlement},
+    };
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::runtime::lease::Leases;
+
+    /// Panics at its first claim, and has one job at its second.
+    #[derive(Clone, Default)]
+    struct Shaky(Arc<AtomicU32>);
+
+    impl Queue for Shaky {
+        async fn claim(&self, _: &Lane, _: usize, _: &str, _: &str, _: Duration) -> Result<Claim, QueueError> {
+            let job = ClaimedJob {
+                id: JobId(uuid::Uuid::now_v7()),
+                tenant: "a".parse().expect("an id"),
+                kind: "fleet.probe".to_owned(),
+                payload: serde_json::Value::Null,
+                attempt: 1,
+                attempts_max: 1,
+                rescues: 0,
+                traceparent: None,
+                lease_token: LeaseToken(uuid::Uuid::new_v4()),
+            };
+            match self.0.fetch_add(1, Ordering::Relaxed) {
+                0 => panic!("planted"),
+                1 => Ok(Claim { jobs: vec![job], ..Claim::default() }),
+                _ => Ok(Claim::default()),
+            }
+        }
+        async fn mark_started(&self, _: JobId, _: LeaseToken) -> Result<bool, QueueError> {
+            Ok(true)
+        }
+        async fn renew(&self, _: &[(JobId, LeaseToken)], _: Duration) -> Result<Vec<Renewed>, QueueError> {
+            Ok(Vec::new())
+        }
+        async fn settle(&self, batch: &[Settlement]) -> Result<Vec<JobId>, QueueError> {
+            Ok(batch.iter().map(|s| s.job).collect())
+        }
+        async fn wait_for_jobs(&self, _: &Lane, _: f64) -> Result<(), QueueError> {
+            Ok(())
+        }
+        async fn stop_waiting(&self, _: &Lane) -> Result<(), QueueError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_claimer_that_panics_is_started_again() {
+        let queue = Shaky::default();
+        let leases = Leases::new(Duration::from_secs(30));
+        let (settler, _settling) = Settler::start(queue.clone(), leases.clone());
+        let stop = CancellationToken::new();
+        let claimer = Claimer {
+            queue,
+            lane: Lane { queue: "probes".to_owned(), region: "default".to_owned() },
+            worker: "test".into(),
+            slots: 1,
+            poll: Duration::from_millis(10),
+            leases,
+            settler,
+            bell: Arc::default(),
+            stop: stop.clone(),
+        };
+        let buffer: Arc<Buffer> = Arc::default();
+        let claiming = tokio::spawn(keep_claiming(claimer, buffer.clone()));
+        let job = std::future::poll_fn(|cx| buffer.poll_pop(cx)).await;
+        assert_eq!(job.claimed.tenant.as_str(), "a");
+        stop.cancel();
+        claiming.await.expect("it ends when it is told to");
+    }
+}

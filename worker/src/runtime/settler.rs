@@ -112,3 +112,76 @@ fn warn_of_refused(part: &[Settlement], stored: &[reeve_jobs::JobId]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    };
+
+    use reeve_jobs::{
+        JobId,
+        job::LeaseToken,
+        queue::{Claim, Lane, Renewed},
+    };
+
+    use super::*;
+
+    /// Refuses every batch that holds `bad`, and fails once in passing before anything else.
+    #[derive(Clone)]
+    struct Picky {
+        bad: JobId,
+        faults: Arc<AtomicU32>,
+        stored: Arc<Mutex<Vec<JobId>>>,
+    }
+
+    impl Queue for Picky {
+        async fn claim(&self, _: &Lane, _: usize, _: &str, _: &str, _: Duration) -> Result<Claim, QueueError> {
+            Ok(Claim::default())
+        }
+        async fn mark_started(&self, _: JobId, _: LeaseToken) -> Result<bool, QueueError> {
+            Ok(true)
+        }
+        async fn renew(&self, _: &[(JobId, LeaseToken)], _: Duration) -> Result<Vec<Renewed>, QueueError> {
+            Ok(Vec::new())
+        }
+        async fn settle(&self, batch: &[Settlement]) -> Result<Vec<JobId>, QueueError> {
+            if self.faults.fetch_add(1, Ordering::Relaxed) == 0 {
+                return Err(QueueError(sqlx::Error::PoolTimedOut));
+            }
+            if batch.iter().any(|s| s.job == self.bad) {
+                return Err(QueueError(sqlx::Error::RowNotFound));
+            }
+            let ids: Vec<_> = batch.iter().map(|s| s.job).collect();
+            self.stored.lock().expect("lock").extend(&ids);
+            Ok(ids)
+        }
+        async fn wait_for_jobs(&self, _: &Lane, _: f64) -> Result<(), QueueError> {
+            Ok(())
+        }
+        async fn stop_waiting(&self, _: &Lane) -> Result<(), QueueError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn one_refused_settlement_costs_the_others_of_its_batch_nothing() {
+        let batch: Vec<_> = (0..9)
+            .map(|_| Settlement {
+                job: JobId(uuid::Uuid::now_v7()),
+                token: LeaseToken(uuid::Uuid::new_v4()),
+                outcome: "completed",
+                delay: Duration::ZERO,
+                error: None,
+            })
+            .collect();
+        let queue = Picky { bad: batch[4].job, faults: Arc::default(), stored: Arc::default() };
+        store(&queue, &batch).await;
+        let mut stored = queue.stored.lock().expect("lock").clone();
+        stored.sort_unstable();
+        let mut expected: Vec<_> = batch.iter().map(|s| s.job).filter(|job| *job != queue.bad).collect();
+        expected.sort_unstable();
+        assert_eq!(stored, expected);
+    }
+}
