@@ -19,4 +19,5 @@ mod isolation;
 mod mutants;
 mod peers;
 mod schema;
+mod scope;
 mod tidy;
