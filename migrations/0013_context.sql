@@ -22,6 +22,9 @@ ALTER TABLE reeve.settings ADD COLUMN context_verified boolean NOT NULL DEFAULT 
 -- Its rows are being moved to another database: its jobs wait.
 ALTER TABLE reeve.tenants ADD COLUMN moving boolean NOT NULL DEFAULT false;
 
+-- What the flag limit.running_max says (0017_limits.sql), where running_max says nothing; NULL is no cap.
+ALTER TABLE reeve.tenants ADD COLUMN running_max_by_flag integer CHECK (running_max_by_flag >= 0);
+
 -- How long one attempt may run, copied from kinds.rs: a context outlives it by a little.
 ALTER TABLE reeve.kinds ADD COLUMN budget_secs integer NOT NULL DEFAULT 600 CHECK (budget_secs BETWEEN 1 AND 86400);
 
@@ -182,7 +185,7 @@ BEGIN
 END $$;
 GRANT EXECUTE ON FUNCTION reeve.rotate_context_key(text, text) TO reeve_ops;
 
--- As in 0006, but: each job comes with its context, and a tenant that is moving is passed over.
+-- As in 0006, but: each job comes with its context, a tenant that is moving is passed over, and a flag can be the cap.
 DROP FUNCTION reeve.claim(text, text, integer, text, text, double precision);
 -- Claims up to `n` jobs fairly. Up to n tenants with ready jobs are gathered from the cursor onwards, around the ring;
 -- then places are dealt in rounds, one to each tenant (as many as its weight) a round, until there are none left. The
@@ -235,9 +238,10 @@ BEGIN
           -- Where every kind of this queue is off, not one row is looked at, however many wait.
           AND (tn.kinds_off IS NULL OR EXISTS (SELECT FROM reeve.kinds k WHERE k.queue = q AND k.name <> ALL (tn.kinds_off)))
         CROSS JOIN LATERAL (
-          SELECT CASE WHEN tn.running_max IS NULL THEN 2147483647 ELSE tn.running_max - (
+          SELECT CASE WHEN most.n IS NULL THEN 2147483647 ELSE most.n - (
             SELECT count(*)::integer FROM (SELECT 1 FROM reeve.jobs y WHERE y.queue = q AND y.region = r
-              AND y.tenant_id = u.t AND y.state = 'running' LIMIT tn.running_max) z) END AS free) cap
+              AND y.tenant_id = u.t AND y.state = 'running' LIMIT most.n) z) END AS free
+          FROM (SELECT coalesce(tn.running_max, tn.running_max_by_flag) AS n) most) cap
         CROSS JOIN LATERAL (
           SELECT z.id, row_number() OVER () AS nth FROM (
             SELECT y.id FROM reeve.jobs y

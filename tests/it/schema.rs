@@ -50,6 +50,7 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.promote(integer)", &["reeve_scheduler"]),
     ("reeve.prune(integer,integer,integer)", &["reeve_scheduler"]),
     ("reeve.prune_stray_history(integer,integer)", &["reeve_scheduler"]),
+    ("reeve.refuse_redeclared_limit()", &["reeve_owner"]),
     ("reeve.register_tenant(text,text,text)", &["reeve_app"]),
     ("reeve.renew(uuid[],uuid[],double precision)", &["reeve_worker"]),
     ("reeve.rescue(integer)", &["reeve_scheduler"]),
