@@ -93,7 +93,7 @@ fn write(file: &Path, text: &str) -> Result<(), CatalogueError> {
 }
 
 /// The catalogue and the database it is about.
-async fn read(pool: &PgPool, file: &Path) -> Result<(Catalogue, Schema), CatalogueError> {
+pub(super) async fn read(pool: &PgPool, file: &Path) -> Result<(Catalogue, Schema), CatalogueError> {
     let schema = introspect::introspect(pool, true).await?;
     let ours = schema.tables.keys().any(|name| name.schema == "reeve");
     Ok((if ours { load::merged(file)? } else { load::file(file)? }, schema))
