@@ -8,6 +8,7 @@ mod support;
 
 mod architecture;
 mod audit;
+mod audit_signing;
 mod bad_input;
 mod chaos;
 mod claim;
