@@ -35,8 +35,11 @@ pub(super) fn is_migrators(signature: &str) -> bool {
 }
 
 pub(super) fn check(found: &[Line]) -> Check {
+    compare(&expected().collect(), found)
+}
+
+pub(super) fn compare(known: &BTreeSet<&str>, found: &[Line]) -> Check {
     const NAME: &str = "privileges";
-    let known: BTreeSet<_> = expected().collect();
     let there: BTreeSet<_> = found.iter().map(|line| line.line.as_str()).collect();
     let (mut wrong, mut odd, mut fixes) = (Vec::new(), Vec::new(), Vec::new());
     for line in found {
@@ -46,7 +49,7 @@ pub(super) fn check(found: &[Line]) -> Check {
         }
         // Whom Reeve does not know may be somebody's reporting; whom it knows got more than it is built for.
         let stranger = line.grantee.as_deref().is_some_and(|role| role != "PUBLIC" && !role.starts_with("reeve_"));
-        let (said, fix) = surplus(&line.line, &known);
+        let (said, fix) = surplus(&line.line, known);
         if stranger && !forbidden { &mut odd } else { &mut wrong }.push(said);
         fixes.extend(fix);
     }
