@@ -5,12 +5,14 @@ use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use clap::{Args, Parser, Subcommand};
 use reeve_jobs::{JobId, Kind, State, TenantId, catalogue::TableName, tenant::flags::Level};
 
+pub use crate::tenants::Tenants;
+
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  a check failed, or the thing does not exist
   2  usage or configuration
-  3  the database cannot be reached, or is at another schema version
+  3  the database cannot be reached, is at another schema version, or is not safe to act in (`reeve doctor`)
   4  refused by Reeve (code RV..., with its reason and what to do)
 
 Data goes to standard output, messages to standard error. Acts are audited as cli:<REEVE_ACTOR, or else USER>.";
@@ -34,7 +36,12 @@ pub enum Noun {
     /// Bring the database to this build's schema. Safe to repeat
     Migrate(Migrate),
     /// Check the installation; each failed check says what to do
-    Doctor,
+    Doctor {
+        /// Also check the app's tables by this catalogue: each declared, and guarded where it holds tenants' rows. Takes
+        /// [ops] app_database_url
+        #[arg(long, value_name = "FILE")]
+        catalogue: Option<PathBuf>,
+    },
     /// Jobs: look, enqueue, retry, cancel, follow
     Jobs {
         #[command(subcommand)]
@@ -45,7 +52,7 @@ pub enum Noun {
         #[command(subcommand)]
         verb: Audit,
     },
-    /// Tenants: look
+    /// Tenants: look, register, change, pause, resume
     Tenants {
         #[command(subcommand)]
         verb: Tenants,
@@ -187,16 +194,23 @@ pub enum Audit {
         /// Only this tenant's chain; - is the platform's own
         #[arg(long, allow_hyphen_values = true)]
         tenant: Option<String>,
+        /// Also hold the log against checkpoints that were kept outside the database, one of JSON a line, as the scheduler
+        /// appends them: finds a log that was cut together with its checkpoints. Takes [ops] audit_key
+        #[arg(long, value_name = "FILE")]
+        checkpoints: Option<PathBuf>,
     },
     /// List entries, newest first
     Search(Search),
     /// The same as CSV, for spreadsheets: cells that would be formulas get a leading apostrophe
     Csv(Search),
-    /// Verify, then sign the end of each chain with [ops] audit_key; keep what it prints somewhere else
+    /// Verify, then sign the end of each chain with [ops] audit_key, as the scheduler does on its own where it has the key
     Checkpoint {
         /// Only this tenant's chain; - is the platform's own
         #[arg(long, allow_hyphen_values = true)]
         tenant: Option<String>,
+        /// Append what is signed to this file, for `reeve audit verify --checkpoints`; keep it somewhere else
+        #[arg(long, value_name = "FILE")]
+        checkpoints: Option<PathBuf>,
     },
     /// Erase the reason and the fields' names of one entry; the chain stays whole, and the act is audited
     Erase {
@@ -246,14 +260,6 @@ fn moment(text: &str) -> Result<DateTime<Utc>, String> {
     DateTime::parse_from_rfc3339(text)
         .map(|at| at.to_utc())
         .map_err(|_| "write a day (2026-01-31) or a time with its zone (2026-01-31T12:00:00Z)".to_owned())
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Tenants {
-    /// List all tenants
-    List,
-    /// Show one tenant, with its live and parked jobs by state and kind
-    Show { id: TenantId },
 }
 
 #[derive(Debug, Subcommand)]
@@ -337,7 +343,7 @@ fn job_id(text: &str) -> Result<JobId, String> {
 /// The audit log keeps this many characters.
 const REASON_CHARS_MAX: usize = 2_000;
 
-fn reason(text: &str) -> Result<String, String> {
+pub(crate) fn reason(text: &str) -> Result<String, String> {
     let text = text.trim();
     match text.chars().count() {
         0 => Err("say why: the reason is kept in the audit log".to_owned()),

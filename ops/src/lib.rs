@@ -13,6 +13,7 @@ pub mod config;
 pub mod output;
 pub mod run;
 pub mod service;
+mod tenants;
 #[cfg(test)]
 mod tests;
 

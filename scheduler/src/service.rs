@@ -27,6 +27,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 pub enum ServiceError {
     #[error("{0}")]
     Database(#[from] sqlx::Error),
+    #[error("{file}: signed checkpoints could not be appended, so none was stored: {source}")]
+    Append { file: String, source: std::io::Error },
 }
 
 /// A service panicked. The others have been stopped.
@@ -51,6 +53,9 @@ pub async fn run(pool: &PgPool, config: &Config, stop: &CancellationToken) -> Re
     fleet.start(Promoter, config.tick());
     fleet.start(Rescuer, config.rescue());
     fleet.start(Pruner { keep: config.into() }, config.upkeep());
+    if let Some(signer) = config.signer() {
+        fleet.start(signer, config.audit_checkpoint());
+    }
     fleet.join().await
 }
 

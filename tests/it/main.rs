@@ -8,10 +8,12 @@ mod support;
 
 mod architecture;
 mod audit;
+mod audit_signing;
 mod bad_input;
 mod capability;
 mod chaos;
 mod claim;
+mod doctor;
 mod end_to_end;
 mod enqueue;
 mod flags;
@@ -20,4 +22,5 @@ mod mutants;
 mod peers;
 mod schema;
 mod scope;
+mod tenants;
 mod tidy;

@@ -9,6 +9,8 @@ pub mod directory;
 pub mod flags;
 #[cfg(feature = "program")]
 pub mod inspect;
+#[cfg(feature = "program")]
+pub mod operate;
 pub mod scope;
 #[cfg(feature = "program")]
 pub mod session;

@@ -4,8 +4,9 @@
 //! `reeve-jobs`; only the doctor asks the catalogs itself. The catalogue's commands take a pool of the app's database instead.
 use reeve_jobs::{
     JobId, State, TenantId,
+    audit::shipped::ShippedError,
     client::EnqueueError,
-    program::{self, migrate::MigrateError},
+    program::{self, migrate::MigrateError, soundness::SoundnessError},
     queue::inspect,
 };
 use sqlx::PgPool;
@@ -46,6 +47,12 @@ pub enum ServiceError {
     Payload { kind: &'static str, source: serde_json::Error },
     #[error("[ops] {key} logs in as \"{role}\", {lacks}")]
     Role { key: &'static str, role: String, lacks: &'static str },
+    #[error(transparent)]
+    Unsound(SoundnessError),
+    #[error(transparent)]
+    Shipped(#[from] ShippedError),
+    #[error("{file}: the checkpoints could not be appended, so none was stored: {source}")]
+    Append { file: String, source: std::io::Error },
     #[error("the database refused or broke off: {0}")]
     Database(sqlx::Error),
 }
@@ -77,6 +84,12 @@ pub async fn ready(pool: &PgPool) -> Result<(), ServiceError> {
     }
     let lacks = "which cannot see the queue; log in as reeve_ops or a member of it";
     Err(ServiceError::Role { key: "database_url", role, lacks })
+}
+
+/// Asked before an act, after [`ready`]: does the database still keep tenants apart? Looking is allowed all the same, since
+/// it is how one finds out.
+pub async fn sound(pool: &PgPool) -> Result<(), ServiceError> {
+    program::soundness::check(pool, "reeve_ops").await.map_err(ServiceError::Unsound)
 }
 
 /// Refuses a kind that the database does not know: an empty answer would read as "there are none".
