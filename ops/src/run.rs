@@ -17,7 +17,7 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection, PgPool, postgres::PgConnectOptions};
 
 use crate::{
-    audit,
+    audit, breakglass,
     cli::{self, Cli, Noun},
     config::Config,
     output,
@@ -76,6 +76,7 @@ impl Failure {
             Self::Catalogue(error) => error.exit_code(),
             Self::Service(error) => match error {
                 ServiceError::NoJob(_)
+                | ServiceError::NoOpening(_)
                 | ServiceError::JobOver { .. }
                 | ServiceError::NoTenant(_)
                 | ServiceError::NoFlagValue { .. } => 1,
@@ -130,6 +131,7 @@ pub async fn run(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<Outcome, Fail
         }
         Noun::Jobs { verb } => jobs(cli, &config, verb, terminal).await?,
         Noun::Audit { verb } => audit::run(cli, &config, verb, terminal).await?,
+        Noun::Breakglass { verb } => breakglass::run(cli, &config, verb, terminal).await?,
         Noun::Tenants { verb } => {
             let pool = open(&config).await?;
             match verb {

@@ -10,7 +10,7 @@ use sqlx::{
 
 use crate::kinds::Kind;
 
-const FILES: [(i64, &str, &str); 12] = [
+const FILES: [(i64, &str, &str); 13] = [
     (1, "roles", include_str!("../../../migrations/0001_roles.sql")),
     (2, "tenants", include_str!("../../../migrations/0002_tenants.sql")),
     (3, "kinds", include_str!("../../../migrations/0003_kinds.sql")),
@@ -23,6 +23,7 @@ const FILES: [(i64, &str, &str); 12] = [
     (10, "queue_upkeep", include_str!("../../../migrations/0010_queue_upkeep.sql")),
     (11, "audit_chain", include_str!("../../../migrations/0011_audit_chain.sql")),
     (12, "flags", include_str!("../../../migrations/0012_flags.sql")),
+    (15, "breakglass", include_str!("../../../migrations/0015_breakglass.sql")),
 ];
 
 /// The schema this build needs.
