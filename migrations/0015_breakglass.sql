@@ -329,31 +329,27 @@ BEGIN
   RETURN CASE o.state WHEN 'closing' THEN 'closed' ELSE o.state END;
 END $$;
 
--- The same for all whose time is over, asked for and not approved ones included. Returns how many.
-CREATE FUNCTION reeve.breakglass_expire() RETURNS integer LANGUAGE plpgsql SECURITY DEFINER
+-- The same for one whose time is over, asked for and not approved ones included. Returns its id; NULL: there is none left.
+-- In random order, so that one that fails does not stop the rest.
+CREATE FUNCTION reeve.breakglass_expire() RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   o reeve.breakglass_openings;
-  expired integer := 0;
 BEGIN
-  FOR o IN
-    SELECT * FROM reeve.breakglass_openings x
-    WHERE x.state IN ('requested', 'approved', 'open') AND coalesce(x.valid_until, x.lapses_at) <= clock_timestamp()
-    FOR UPDATE SKIP LOCKED
-  LOOP
-    UPDATE reeve.breakglass_openings x SET state = 'closing', closed_by = session_user, closed_as = 'scheduler',
-      closed_at = clock_timestamp(),
-      close_reason = CASE o.state WHEN 'requested' THEN 'nobody approved it in time'
-                                  WHEN 'approved' THEN 'its login was not taken in time' ELSE 'its time is over' END
-    WHERE x.id = o.id;
-    PERFORM reeve.breakglass_bar_login(o.login);
-    expired := expired + 1;
-  END LOOP;
-  RETURN expired;
+  SELECT * INTO o FROM reeve.breakglass_openings x
+  WHERE x.state IN ('requested', 'approved', 'open') AND coalesce(x.valid_until, x.lapses_at) <= clock_timestamp()
+  ORDER BY random() LIMIT 1 FOR UPDATE SKIP LOCKED;
+  UPDATE reeve.breakglass_openings x SET state = 'closing', closed_by = session_user, closed_as = 'scheduler',
+    closed_at = clock_timestamp(),
+    close_reason = CASE o.state WHEN 'requested' THEN 'nobody approved it in time'
+                                WHEN 'approved' THEN 'its login was not taken in time' ELSE 'its time is over' END
+  WHERE x.id = o.id;
+  PERFORM reeve.breakglass_bar_login(o.login);
+  RETURN o.id;
 END $$;
 
 -- The second step, for one opening: whoever slipped in meanwhile is cut, the role is dropped, and the audit log told by
--- whom and why. No row: there is none left. In random order, so that one whose audit log is locked does not stop the rest.
+-- whom and why. No row: there is none left. In random order, as above: one tenant's audit log may be locked.
 CREATE FUNCTION reeve.breakglass_finish() RETURNS TABLE (opening uuid, login_left boolean) LANGUAGE plpgsql
   SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' AS $$
 DECLARE

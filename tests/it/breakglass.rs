@@ -260,6 +260,13 @@ async fn a_session_sees_one_tenant_read_only_and_nothing_before_it_has_said_why(
         let refused = do_in(&mut session, forbidden).await.unwrap_err();
         assert_eq!(code(refused), "42501", "{forbidden}");
     }
+    // Nor does it live longer, hide from who is to end it, or let others in.
+    for forbidden in
+        ["ALTER ROLE {} VALID UNTIL 'infinity'", "REVOKE {} FROM reeve_breakglass_keeper", "GRANT {} TO reeve_app"]
+    {
+        let forbidden = forbidden.replace("{}", &login.user);
+        assert_eq!(code(do_in(&mut session, &forbidden).await.unwrap_err()), "42501", "{forbidden}");
+    }
     let mut second = house.connect(&login).await.expect("a second session");
     assert_eq!(count(&mut second, JOBS).await, 0, "another session says so itself");
     house.end().await;

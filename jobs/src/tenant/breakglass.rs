@@ -135,11 +135,17 @@ pub async fn close(pool: &PgPool, opening: Uuid, act: Act<'_>) -> sqlx::Result<O
         .await
 }
 
-/// Ends all whose time is over, as [`close`] does. Returns how many.
+/// Ends all whose time is over, as [`close`] does; each is a transaction of its own. Returns how many.
 pub async fn expire(pool: &PgPool) -> sqlx::Result<u64> {
-    let expired: i32 =
-        sqlx::query_scalar("-- breakglass.expire\nSELECT reeve.breakglass_expire()").fetch_one(pool).await?;
-    Ok(u64::from(expired.unsigned_abs()))
+    let mut expired = 0;
+    loop {
+        let one: Option<Uuid> =
+            sqlx::query_scalar("-- breakglass.expire\nSELECT reeve.breakglass_expire()").fetch_one(pool).await?;
+        if one.is_none() {
+            return Ok(expired);
+        }
+        expired += 1;
+    }
 }
 
 /// An opening that is over.
