@@ -37,16 +37,7 @@ pub(crate) async fn run(
             let actor = actor(terminal)?;
             let pool = open(config).await?;
             let approved = breakglass::approve(&pool, *id, Act { actor: &actor, reason }).await?;
-            show(cli, terminal, &approved, |out, approved| {
-                writeln!(
-                    out,
-                    "approved: {} looks at tenant {} for {} min: {}",
-                    clean(&approved.requested_by),
-                    clean(&approved.tenant_id),
-                    approved.minutes,
-                    clean(&approved.reason)
-                )
-            })?;
+            show(cli, terminal, &approved, approval)?;
             writeln!(
                 terminal.messages,
                 "{} takes the login until {}: reeve breakglass login {}",
@@ -70,14 +61,7 @@ pub(crate) async fn run(
             show(cli, terminal, &closed, |out, closed| {
                 writeln!(out, "{}  {}{}", closed.id, closed.state, if was_live { "" } else { " before" })
             })?;
-            if closed.login_left {
-                let role = closed.login.as_deref().unwrap_or_default();
-                writeln!(
-                    terminal.messages,
-                    "note: role {role} is barred but owns something in another database; there, as an administrator: \
-                     DROP OWNED BY {role}; then DROP ROLE {role};"
-                )?;
-            }
+            tell_left(terminal, &closed)?;
             if !was_live {
                 return Ok(Outcome::CheckFailed);
             }
@@ -92,6 +76,29 @@ pub(crate) async fn run(
         }
     }
     Ok(Outcome::Done)
+}
+
+fn approval(out: &mut dyn Write, approved: &Opening) -> io::Result<()> {
+    writeln!(
+        out,
+        "approved: {} looks at tenant {} for {} min: {}",
+        clean(&approved.requested_by),
+        clean(&approved.tenant_id),
+        approved.minutes,
+        clean(&approved.reason)
+    )
+}
+
+fn tell_left(terminal: &mut Terminal<'_>, closed: &Opening) -> io::Result<()> {
+    let role = match &closed.login {
+        Some(role) if closed.login_left => role,
+        _ => return Ok(()),
+    };
+    writeln!(
+        terminal.messages,
+        "note: role {role} is barred but owns something in another database; there, as an administrator: \
+         DROP OWNED BY {role}; then DROP ROLE {role};"
+    )
 }
 
 fn login(out: &mut dyn Write, given: &Given) -> io::Result<()> {

@@ -50,6 +50,8 @@ impl House {
         for name in ["ann", "bob"] {
             let login = login_of(&town, name);
             town_run(&town, &format!("CREATE ROLE {login} LOGIN PASSWORD 'test' IN ROLE reeve_ops")).await;
+            // What waits for a lock of some session's fails, where the test would else hang.
+            town_run(&town, &format!("ALTER ROLE {login} SET lock_timeout = '10s'")).await;
         }
         let (ann, bob) = (town.db.pool(&login_of(&town, "ann")).await, town.db.pool(&login_of(&town, "bob")).await);
         let scheduler = town.db.pool("reeve_scheduler").await;
