@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use clap::{Args, Parser, Subcommand};
 use reeve_jobs::{JobId, Kind, State, TenantId, catalogue::TableName, tenant::flags::Level};
+use uuid::Uuid;
 
 pub use crate::tenants::Tenants;
 
@@ -51,6 +52,11 @@ pub enum Noun {
     Audit {
         #[command(subcommand)]
         verb: Audit,
+    },
+    /// Break-glass: a login for a time that reads one tenant's rows; a second operator approves it, and all is audited
+    Breakglass {
+        #[command(subcommand)]
+        verb: Breakglass,
     },
     /// Tenants: look, register, change, pause, resume
     Tenants {
@@ -225,6 +231,52 @@ pub enum Audit {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Breakglass {
+    /// Ask for a login; prints the id that another operator approves
+    Open {
+        /// Whose rows are looked at
+        #[arg(long)]
+        tenant: TenantId,
+        /// How long the login lasts from when it is taken
+        #[arg(long, value_parser = clap::value_parser!(i32).range(1..=240))]
+        minutes: i32,
+        /// Why; kept in the tenant's audit log
+        #[arg(long, value_parser = reason)]
+        reason: String,
+    },
+    /// Approve what another operator asked for; each needs a database login of their own
+    Approve {
+        #[arg(value_parser = opening_id)]
+        id: Uuid,
+        /// Why; kept in the tenant's audit log
+        #[arg(long, value_parser = reason)]
+        reason: String,
+    },
+    /// Take the login of an approved opening, as the operator who asked. Its password is shown once
+    Login {
+        #[arg(value_parser = opening_id)]
+        id: Uuid,
+    },
+    /// End an opening before its time: its sessions are cut and its login is dropped
+    Close {
+        #[arg(value_parser = opening_id)]
+        id: Uuid,
+        /// Why; kept in the tenant's audit log
+        #[arg(long, value_parser = reason)]
+        reason: String,
+    },
+    /// List openings, newest first
+    List {
+        /// Only this tenant's
+        #[arg(long)]
+        tenant: Option<TenantId>,
+        /// At most this many
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
+        limit: i64,
+    },
+}
+
 #[derive(Debug, Args)]
 pub struct Search {
     /// Only this tenant's; - is the platform itself
@@ -340,6 +392,10 @@ fn job_id(text: &str) -> Result<JobId, String> {
     text.parse().map_err(|_| "a job id is a UUID; `reeve jobs list` shows them".to_owned())
 }
 
+fn opening_id(text: &str) -> Result<Uuid, String> {
+    text.parse().map_err(|_| "an opening's id is a UUID; `reeve breakglass list` shows them".to_owned())
+}
+
 /// The audit log keeps this many characters.
 const REASON_CHARS_MAX: usize = 2_000;
 
@@ -406,6 +462,11 @@ mod tests {
         assert!(said(&["jobs", "show", "17"]).contains("a job id is a UUID"));
         assert!(said(&["jobs", "list", "--state", "finished"]).contains("states are scheduled, available"));
         assert!(said(&["jobs", "list", "--limit", "0"]).contains("--limit"));
+        for (minutes, reason, says) in [("0", "r", "1..=240"), ("241", "r", "1..=240"), ("5", " ", "say why")] {
+            let open = ["breakglass", "open", "--tenant", "t", "--minutes", minutes, "--reason", reason];
+            assert!(said(&open).contains(says), "{minutes} {reason:?}");
+        }
+        assert!(said(&["breakglass", "login", "17"]).contains("an opening's id is a UUID"));
         assert!(said(&["jobs", "retry", "0190e3a0-0000-7000-8000-000000000000", "--reason", " "]).contains("say why"));
         assert!(said(&["jobs", "cancel", "0190e3a0-0000-7000-8000-000000000000"]).contains("--reason"));
         let set = ["flags", "set", "beta", "true", "--reason", "r"];

@@ -18,7 +18,7 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection, PgPool, postgres::PgConnectOptions};
 
 use crate::{
-    audit,
+    audit, breakglass,
     cli::{self, Cli, Noun},
     config::Config,
     output,
@@ -78,6 +78,7 @@ impl Failure {
             Self::Catalogue(error) => error.exit_code(),
             Self::Service(error) => match error {
                 ServiceError::NoJob(_)
+                | ServiceError::NoOpening(_)
                 | ServiceError::JobOver { .. }
                 | ServiceError::NoTenant(_)
                 | ServiceError::NoFlagValue { .. } => 1,
@@ -140,6 +141,7 @@ pub async fn run(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<Outcome, Fail
         }
         Noun::Jobs { verb } => jobs(cli, &config, verb, terminal).await?,
         Noun::Audit { verb } => audit::run(cli, &config, verb, terminal).await?,
+        Noun::Breakglass { verb } => breakglass::run(cli, &config, verb, terminal).await?,
         Noun::Tenants { verb } => tenants::run(cli, &config, verb, terminal).await?,
         Noun::Catalogue(arguments) => catalogue_of(cli, &config, arguments, terminal).await?,
         Noun::Flags { verb } => {

@@ -25,7 +25,7 @@ pub struct Config {
     /// How often due jobs are made available: the delay that a retry or a job with `run_at` may see on top.
     #[serde(default = "default::tick_ms")]
     pub tick_ms: i32,
-    /// How often expired leases are looked for.
+    /// How often expired leases are looked for, and openings of break-glass whose time is over.
     #[serde(default = "default::rescue_secs")]
     pub rescue_secs: i32,
     /// How often schedules are looked at.

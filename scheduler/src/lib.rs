@@ -17,8 +17,10 @@
 //! | what becomes of a job whose worker vanished? | [`rescuer`] |
 //! | what is thrown away, and when? | [`pruner`] |
 //! | who signs the audit log, so that a change of it shows? | [`signer`] |
+//! | what was opened for a time, and is over? | [`closer`] |
 //! | how do these keep running? | [`service`] |
 //! | what can be set? | [`config`] |
+pub mod closer;
 pub mod config;
 pub mod enqueuer;
 pub mod promoter;

@@ -10,6 +10,7 @@ mod architecture;
 mod audit;
 mod audit_signing;
 mod bad_input;
+mod breakglass;
 mod capability;
 mod chaos;
 mod claim;

@@ -10,7 +10,7 @@ use sqlx::{
 
 use crate::kinds::Kind;
 
-const FILES: [(i64, &str, &str); 16] = [
+const FILES: [(i64, &str, &str); 17] = [
     (1, "roles", include_str!("../../../migrations/0001_roles.sql")),
     (2, "tenants", include_str!("../../../migrations/0002_tenants.sql")),
     (3, "kinds", include_str!("../../../migrations/0003_kinds.sql")),
@@ -24,6 +24,7 @@ const FILES: [(i64, &str, &str); 16] = [
     (11, "audit_chain", include_str!("../../../migrations/0011_audit_chain.sql")),
     (12, "flags", include_str!("../../../migrations/0012_flags.sql")),
     (13, "context", include_str!("../../../migrations/0013_context.sql")),
+    (15, "breakglass", include_str!("../../../migrations/0015_breakglass.sql")),
     (16, "tenant_commands", include_str!("../../../migrations/0016_tenant_commands.sql")),
     (17, "limits", include_str!("../../../migrations/0017_limits.sql")),
     (19, "audit_signing", include_str!("../../../migrations/0019_audit_signing.sql")),

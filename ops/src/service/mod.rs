@@ -10,8 +10,10 @@ use reeve_jobs::{
     queue::inspect,
 };
 use sqlx::PgPool;
+use uuid::Uuid;
 
 pub mod audit;
+pub mod breakglass;
 pub mod catalogue;
 pub mod doctor;
 pub mod flags;
@@ -35,6 +37,8 @@ pub enum ServiceError {
     NoTenant(TenantId),
     #[error("flag \"{name}\" has no value of its own for {of}; `reeve flags list` shows where it has")]
     NoFlagValue { name: String, of: String },
+    #[error("there is no break-glass opening {0}; `reeve breakglass list` shows those there are")]
+    NoOpening(Uuid),
     #[error("unknown kind {name:?}; known kinds are {known}")]
     UnknownKind { name: String, known: String },
     #[error("{state} jobs are not here: {advice}")]
@@ -57,14 +61,18 @@ pub enum ServiceError {
     Database(sqlx::Error),
 }
 
+impl ServiceError {
+    fn refused(code: String, message: &str, hint: Option<String>) -> Self {
+        let message = message.strip_prefix("reeve: ").unwrap_or(message).to_owned();
+        Self::Refused { code, message, hint }
+    }
+}
+
 impl From<sqlx::Error> for ServiceError {
     fn from(error: sqlx::Error) -> Self {
         // What an RV code means is told in one place, for apps and operators alike.
         match EnqueueError::from(error) {
-            EnqueueError::Refused { code, message, hint } => {
-                let message = message.strip_prefix("reeve: ").unwrap_or(&message).to_owned();
-                Self::Refused { code, message, hint }
-            }
+            EnqueueError::Refused { code, message, hint } => Self::refused(code, &message, hint),
             EnqueueError::Database(error) => Self::Database(error),
             EnqueueError::Payload { kind, source } => Self::Payload { kind, source },
         }
