@@ -241,10 +241,10 @@ async fn catalogue_of(
             let drafted = catalogue::init(&pool, file, *force, tenants.as_ref()).await?;
             show(cli, terminal, &drafted, output::drafted)?;
         }
-        cli::CatalogueVerb::Check => {
-            let report = catalogue::check(&pool, file).await?;
+        cli::CatalogueVerb::Check { rows } => {
+            let report = catalogue::check(&pool, file, *rows).await?;
             show(cli, terminal, &report, output::findings)?;
-            return Ok(if report.errors == 0 { Outcome::Done } else { Outcome::CheckFailed });
+            return Ok(if report.passed() { Outcome::Done } else { Outcome::CheckFailed });
         }
         cli::CatalogueVerb::Show { table } => {
             show(cli, terminal, &catalogue::show(&pool, file, table).await?, output::catalogued)?;

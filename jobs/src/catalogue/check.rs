@@ -300,7 +300,8 @@ fn routes(on: &mut On<'_>, catalogue: &Catalogue, steps: &[Step]) {
     let known: BTreeSet<_> =
         steps.first().into_iter().chain(&entry.also).map(|step| (&step.columns, &step.table)).collect();
     for key in &table.foreign_keys {
-        let owned = catalogue.tables.get(&key.table).is_some_and(|entry| entry.scope.is_owned());
+        let scope = catalogue.tables.get(&key.table).map(|entry| &entry.scope);
+        let owned = scope.is_some_and(|scope| scope.is_owned() && !scope.is_owned_over(&table.name, &key.columns));
         if owned && key.table != table.name && !known.contains(&(&key.columns, &key.table)) {
             let columns = key.columns.join(", ");
             let what = format!(

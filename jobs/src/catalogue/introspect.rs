@@ -46,8 +46,19 @@ pub struct Table {
     pub indexes: Vec<Index>,
     pub triggers: Vec<String>,
     pub policies: Vec<Policy>,
-    /// Roles other than the owner that were granted rows and do not bypass row-level security; `public` is everybody.
-    pub writers: Vec<String>,
+    /// Roles other than the owner that may touch rows and would feel row-level security.
+    pub writers: Vec<Writer>,
+}
+
+/// Who may touch rows of a table, by a grant on it, on some of its columns, or on all tables.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Writer {
+    /// `public` is everybody. A policy for a role binds its members too.
+    pub role: String,
+    /// `select`, `insert`, `update`, `delete`.
+    pub commands: Vec<String>,
+    /// The roles whose rights it has without asking.
+    pub member_of: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -64,6 +75,8 @@ pub struct Column {
     pub nullable: bool,
     pub generated: bool,
     pub identity: bool,
+    /// The sequence behind a `serial` column.
+    pub sequence: Option<TableName>,
     pub default: Option<String>,
 }
 
@@ -226,7 +239,7 @@ mod tests {
         assert!(introspect(&db.admin, false).await.expect("an answer").tables.is_empty());
         let own = introspect(&db.admin, true).await.expect("an answer");
         assert!(own.tables.contains_key(&table("reeve.jobs")));
-        assert!(own.tables[&table("reeve.jobs")].writers.contains(&"reeve_worker".to_owned()));
+        assert!(own.tables[&table("reeve.jobs")].writers.iter().any(|writer| writer.role == "reeve_worker"));
         db.drop_now().await;
     }
 }

@@ -22,6 +22,7 @@ pub mod order;
 mod raw;
 pub mod rls;
 pub mod route;
+pub mod rows;
 
 pub use introspect::{Schema, introspect};
 pub use model::Catalogue;

@@ -16,6 +16,7 @@ use reeve_jobs::{
         order::{self, OrderError, Plan},
         rls::{self, RlsError},
         route::{self, TenantSql},
+        rows::{self, RowFinding, RowsError},
     },
 };
 use serde::Serialize;
@@ -31,6 +32,8 @@ pub enum CatalogueError {
     Order(#[from] OrderError),
     #[error(transparent)]
     Rls(#[from] RlsError),
+    #[error(transparent)]
+    Rows(#[from] RowsError),
     #[error("{0} exists; --force replaces it, --file names another")]
     Exists(String),
     #[error("{file} cannot be written: {source}")]
@@ -47,7 +50,8 @@ impl CatalogueError {
         match self {
             Self::Load(_) | Self::Exists(_) | Self::Write { .. } | Self::NoTenants(_) => 2,
             Self::Introspect(_) | Self::Order(OrderError::Database(_)) => 3,
-            Self::NoTable(_) | Self::Order(_) | Self::Rls(_) => 1,
+            Self::Rows(RowsError::Connection(_)) => 3,
+            Self::NoTable(_) | Self::Order(_) | Self::Rls(_) | Self::Rows(_) => 1,
         }
     }
 }
@@ -57,6 +61,8 @@ pub struct Drafted {
     pub file: String,
     pub tables: usize,
     pub tenants: Option<TableName>,
+    /// Where no table of tenants was found: those that most tables point at.
+    pub likely: Vec<TableName>,
     /// Tables that a person must decide about.
     pub undecided: Vec<TableName>,
 }
@@ -84,6 +90,7 @@ pub async fn init(
         file: file.display().to_string(),
         tables: guess.scopes.len(),
         undecided: undecided.collect(),
+        likely: guess.likely,
         tenants: guess.tenants.map(|tenants| tenants.table),
     })
 }
@@ -105,13 +112,29 @@ pub struct Report {
     pub errors: usize,
     pub warnings: usize,
     pub findings: Vec<Finding>,
+    /// What the rows say, where they were asked; they are not while there are errors.
+    pub rows: Option<Vec<RowFinding>>,
 }
 
-pub async fn check(pool: &PgPool, file: &Path) -> Result<Report, CatalogueError> {
+impl Report {
+    pub fn passed(&self) -> bool {
+        self.errors == 0 && self.rows.as_ref().is_none_or(Vec::is_empty)
+    }
+}
+
+/// `rows` asks the rows too. Tables are counted without Reeve's own.
+pub async fn check(pool: &PgPool, file: &Path, rows: bool) -> Result<Report, CatalogueError> {
     let (catalogue, schema) = read(pool, file).await?;
     let findings = check::check(&catalogue, &schema);
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    Ok(Report { tables: catalogue.tables.len(), errors, warnings: findings.len() - errors, findings })
+    let rows = if rows && errors == 0 {
+        let mut connection = pool.acquire().await.map_err(RowsError::Connection)?;
+        Some(rows::count(&mut connection, rows::questions(&catalogue, &schema)?).await?)
+    } else {
+        None
+    };
+    let tables = catalogue.tables.keys().filter(|name| name.schema != "reeve").count();
+    Ok(Report { tables, errors, warnings: findings.len() - errors, findings, rows })
 }
 
 /// What is said of a table, and what the database has.
@@ -195,11 +218,11 @@ mod tests {
     #[tokio::test]
     async fn the_sample_app_is_drafted_and_accepted_once_two_tables_are_decided() {
         let (db, _directory, file) = crm().await;
-        let said: Vec<_> = check(&db.admin, &file).await.expect("a report").findings;
+        let said: Vec<_> = check(&db.admin, &file, false).await.expect("a report").findings;
         let errors: Vec<_> = said.iter().filter(|f| f.severity == Severity::Error).map(ToString::to_string).collect();
         assert!(errors.len() == 2 && errors.iter().all(|error| error.contains("a person must")), "{errors:#?}");
         decide(&file);
-        let report = check(&db.admin, &file).await.expect("a report");
+        let report = check(&db.admin, &file, false).await.expect("a report");
         assert_eq!(report.errors, 0, "{:#?}", report.findings);
         let lines = show(&db.admin, &file, &"crm.invoice_lines".parse().expect("a name")).await.expect("a table");
         assert!(matches!(lines.entry.scope, Scope::Path(steps) if steps.len() == 1));
