@@ -163,43 +163,43 @@ fn means_another(table: &Table, column: &str, tenants: Option<&Tenants>) -> bool
     tenants.is_some_and(|tenants| tables.peek().is_some() && tables.all(|table| *table != tenants.table))
 }
 
-/// The shortest way over foreign keys to a table with a tenant column; columns that are never NULL before others.
+/// The shortest way over foreign keys to a table with a tenant column: over columns that are never NULL, however long, before
+/// one that some rows do not have.
 fn by_path(schema: &Schema, guess: &mut Guess) {
     let direct: BTreeSet<_> = guess.scopes.keys().cloned().collect();
     for table in schema.tables.values().filter(|t| t.holds_rows() && !direct.contains(&t.name)) {
-        let mut ways: Vec<(Vec<Step>, &Table)> = vec![(Vec::new(), table)];
-        let mut seen = BTreeSet::from([table.name.clone()]);
-        let mut found = None;
-        for _ in 0..PATH_STEPS_MAX {
-            let mut further = Vec::new();
-            for (steps, at) in ways {
-                for key in sorted_keys(at) {
-                    let Some(next) = schema.tables.get(&key.table).filter(|next| seen.insert(next.name.clone())) else {
-                        continue;
-                    };
-                    let step = Step { columns: key.columns.clone(), table: key.table.clone(), target: Vec::new() };
-                    let steps = steps.iter().cloned().chain([step]).collect::<Vec<_>>();
-                    if direct.contains(&next.name) && found.is_none() {
-                        found = Some(steps.clone());
-                    }
-                    further.push((steps, next));
-                }
-            }
-            if found.is_some() {
-                break;
-            }
-            ways = further;
-        }
-        if let Some(steps) = found {
+        if let Some(steps) = way(schema, &direct, table, false).or_else(|| way(schema, &direct, table, true)) {
             guess.scopes.insert(table.name.clone(), Scope::Path(steps));
         }
     }
 }
 
+fn way(schema: &Schema, direct: &BTreeSet<TableName>, table: &Table, nullable: bool) -> Option<Vec<Step>> {
+    let mut ways: Vec<(Vec<Step>, &Table)> = vec![(Vec::new(), table)];
+    let mut seen = BTreeSet::from([table.name.clone()]);
+    for _ in 0..PATH_STEPS_MAX {
+        let mut further = Vec::new();
+        for (steps, at) in ways {
+            for key in sorted_keys(at).into_iter().filter(|key| nullable || !at.may_be_null(&key.columns)) {
+                let Some(next) = schema.tables.get(&key.table).filter(|next| seen.insert(next.name.clone())) else {
+                    continue;
+                };
+                let step = Step { columns: key.columns.clone(), table: key.table.clone(), target: Vec::new() };
+                let steps = steps.iter().cloned().chain([step]).collect::<Vec<_>>();
+                if direct.contains(&next.name) {
+                    return Some(steps);
+                }
+                further.push((steps, next));
+            }
+        }
+        ways = further;
+    }
+    None
+}
+
 fn sorted_keys(table: &Table) -> Vec<&ForeignKey> {
-    let nullable = |key: &&ForeignKey| key.columns.iter().any(|c| table.column(c).is_none_or(|c| c.nullable));
     let mut keys: Vec<_> = table.foreign_keys.iter().collect();
-    keys.sort_by_key(|key| (nullable(key), key.name.clone()));
+    keys.sort_by_key(|key| (table.may_be_null(&key.columns), key.name.clone()));
     keys
 }
 
@@ -222,11 +222,14 @@ fn reverse(schema: &Schema, guess: &mut Guess) {
             let parents =
                 keys.iter().map(|(p, key)| Parent { table: p.name.clone(), columns: key.columns.clone() }).collect();
             guess.scopes.insert(table.name.clone(), Scope::Reverse(parents));
-        } else if let Some((parent, key)) = keys.first() {
-            let columns = key.columns.iter().map(|c| format!("{c:?}")).collect::<Vec<_>>().join(", ");
+        } else if !keys.is_empty() {
+            let each = |(parent, key): &(&Table, &ForeignKey)| {
+                let columns = key.columns.iter().map(|c| format!("{c:?}")).collect::<Vec<_>>().join(", ");
+                format!("[{:?}, [{columns}]]", parent.name.to_string())
+            };
+            let parents = keys.iter().map(each).collect::<Vec<_>>().join(", ");
             let doubt = format!(
-                "Rows of {0} point here, several at one row. Rows of several tenants: {{ shared = [[\"{0}\", [{columns}]]] }};\n# the same for all: \"reference\".",
-                parent.name
+                "Rows of tenants point here, several at one row. Rows of several tenants, seen by each that points: {SHARED}{parents}] }};\n# the same for all: \"reference\"."
             );
             guess.doubts.insert(table.name.clone(), doubt);
         }
@@ -272,12 +275,14 @@ fn polymorphic(schema: &Schema, samples: &Samples, guess: &mut Guess) {
     }
 }
 
+/// How the suggestion of a shared scope begins.
+const SHARED: &str = "{ shared = [";
 const NO_WAY: &str = "No tenant column, and no foreign key leads to one. The same for all tenants: \"reference\";\n# no business of any duty: { ignored = \"why\" }.";
 
 /// What hangs on rows that tenants share: a person's sessions, for one.
 fn with_shared(schema: &Schema, guess: &Guess, table: &Table) -> Option<String> {
     let open = |name: &TableName| guess.scopes.get(name).is_none_or(|scope| *scope == Scope::Undecided);
-    let shared = |name: &TableName| guess.doubts.get(name).is_some_and(|doubt| doubt.contains("{ shared ="));
+    let shared = |name: &TableName| guess.doubts.get(name).is_some_and(|doubt| doubt.contains(SHARED));
     let over = table.foreign_keys.iter().map(|key| &key.table);
     let to =
         over.filter(|to| **to != table.name && open(to) && schema.tables.contains_key(*to)).find(|to| shared(to))?;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 
-use super::TableName;
+use super::{TableName, name::idents};
 
 const READ: &str = include_str!("introspect.sql");
 
@@ -134,6 +134,11 @@ impl Table {
         self.columns.iter().find(|column| column.name == name)
     }
 
+    /// May a row have NULL in one of these?
+    pub fn may_be_null(&self, columns: &[String]) -> bool {
+        columns.iter().any(|name| self.column(name).is_none_or(|column| column.nullable))
+    }
+
     /// Does it keep rows of its own? A view does not; a materialized one keeps copies.
     pub fn holds_rows(&self) -> bool {
         matches!(self.kind, TableKind::Table | TableKind::Partitioned)
@@ -158,6 +163,13 @@ impl Table {
     /// The foreign key on exactly these columns to that table.
     pub fn foreign_key(&self, columns: &[String], table: &TableName) -> Option<&ForeignKey> {
         self.foreign_keys.iter().find(|key| key.columns == columns && key.table == *table)
+    }
+
+    /// Makes an index beside running work. On a partitioned table PostgreSQL has no such way: there writers wait, unless one
+    /// is made on each partition first.
+    pub fn create_index_sql(&self, columns: &[String]) -> String {
+        let way = if self.kind == TableKind::Partitioned { "" } else { " CONCURRENTLY" };
+        format!("CREATE INDEX{way} ON {} ({});", self.name.sql(), idents(columns))
     }
 
     /// How `FROM` names it, so that only its own rows are meant.

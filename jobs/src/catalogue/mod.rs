@@ -39,4 +39,10 @@ mod order_tests;
 #[cfg(test)]
 mod own_tests;
 #[cfg(test)]
+mod proof;
+#[cfg(test)]
+mod proof_tests;
+#[cfg(test)]
 mod rls_tests;
+#[cfg(test)]
+mod rows_tests;

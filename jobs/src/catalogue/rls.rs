@@ -77,6 +77,7 @@ pub fn sql(catalogue: &Catalogue, schema: &Schema) -> Result<String, RlsError> {
         "-- Written by `reeve catalogue rls`. Run it as the owner of the tables, or an administrator.\nBEGIN;\n",
     );
     out.push_str(MAY_REFER);
+    out.push_str("-- Where this only warns, the worker has it already or the end of the script says so.\n");
     for schema in schemas {
         out.push_str(&format!("GRANT USAGE ON SCHEMA {} TO {WORKER};\n", ident(schema)));
     }
@@ -89,7 +90,7 @@ pub fn sql(catalogue: &Catalogue, schema: &Schema) -> Result<String, RlsError> {
     out.push_str(MAY_REACH);
     out.push_str("COMMIT;\n");
     if !indexes.is_empty() {
-        out.push_str("\n-- What the policies need to be quick. Outside a transaction; nobody waits for these.\n");
+        out.push_str("\n-- What the policies need to be quick. Outside a transaction; nobody waits for the\n-- concurrent ones.\n");
         out.extend(indexes);
     }
     Ok(out)
@@ -161,7 +162,7 @@ fn shut_out(tables: &[(&TableEntry, &Table)]) -> Result<(), RlsError> {
                 roles.push(&table.owner);
             }
             told.push_str(&format!(
-                "  {}: policy {:?} is restrictive and binds every role; if it is meant for the app's roles, first run\n    ALTER POLICY {} ON {} TO {};\n  else name {WORKER} among its roles\n",
+                "  {}: policy {:?} is restrictive and binds every role; if it is meant for the app's roles, first run\n    ALTER POLICY {} ON {} TO {};\n",
                 table.name,
                 policy.name,
                 ident(&policy.name),
@@ -170,7 +171,11 @@ fn shut_out(tables: &[(&TableEntry, &Table)]) -> Result<(), RlsError> {
             ));
         }
     }
-    if told.is_empty() { Ok(()) } else { Err(RlsError::ShutsOut(told.trim_end().to_owned())) }
+    if told.is_empty() {
+        return Ok(());
+    }
+    told.push_str(&format!("  One that is meant for the worker too says so: TO {WORKER} and the app's roles."));
+    Err(RlsError::ShutsOut(told))
 }
 
 fn one(catalogue: &Catalogue, schema: &Schema, entry: &TableEntry, table: &Table) -> Result<String, RlsError> {
@@ -234,7 +239,7 @@ fn policy(on: &str, name: &str, rest: String) -> [String; 2] {
 fn needed(schema: &Schema, entry: &TableEntry, table: &Table, all: &mut BTreeSet<String>) -> Result<(), RouteError> {
     let mut need = |table: &Table, columns: &[String]| {
         if !table.is_indexed_by(columns) {
-            all.insert(format!("CREATE INDEX CONCURRENTLY ON {} ({});\n", table.name.sql(), idents(columns)));
+            all.insert(format!("{}\n", table.create_index_sql(columns)));
         }
     };
     match &entry.scope {
