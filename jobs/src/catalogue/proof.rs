@@ -57,6 +57,8 @@ pub struct Proof {
 
 pub struct Proved {
     pub draft: String,
+    /// The right catalogue.
+    pub text: String,
     pub catalogue: Catalogue,
     pub schema: Schema,
     /// What `rls` said when it refused.
@@ -108,7 +110,7 @@ impl Proof {
         let questions = rows::questions(&catalogue, &schema).unwrap_or_else(|error| panic!("{error}"));
         let found = rows::count(&mut connection, questions).await.unwrap_or_else(|error| panic!("{error}"));
         assert!(found.is_empty(), "{found:#?}");
-        Proved { draft, catalogue, schema, refused: Vec::new() }
+        Proved { draft, text, catalogue, schema, refused: Vec::new() }
     }
 
     /// The script is run by the owner, after what it advised first.
@@ -248,6 +250,19 @@ impl Proof {
             all.extend(rows.into_iter().map(|row| (*name, row)));
         }
         all
+    }
+}
+
+impl Proved {
+    /// A piece of the right catalogue, what stands there instead, and what `check` says about it.
+    pub fn faults(&self, mistakes: &[(&str, &str, &str)]) {
+        for (from, to, says) in mistakes {
+            assert!(self.text.contains(from), "{from}:\n{}", self.text);
+            let text = self.text.replacen(from, to, 1);
+            let catalogue = load::text_of("catalogue.toml", &text).unwrap_or_else(|error| panic!("{error}"));
+            let found: Vec<_> = check::check(&catalogue, &self.schema).iter().map(ToString::to_string).collect();
+            assert!(found.iter().any(|f| f.starts_with("catalogue.toml:") && f.contains(says)), "{says}: {found:#?}");
+        }
     }
 }
 

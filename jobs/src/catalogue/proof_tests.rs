@@ -195,6 +195,24 @@ async fn a_frameworks_schema_with_its_tenant_below_an_owner_and_keys_checked_at_
     );
     assert_eq!(steps("public.talk_kind"), 1, "its fair_id is no fair's");
     assert!(proved.draft.contains("Its rows go with those of public.people_login"), "{}", proved.draft);
+    proved.faults(&[
+        (
+            "{ path = [[\"talk_id\", \"public.talk_talk\"]] }",
+            "{ path = [[\"talk_id\", \"public.people_login\"]] }",
+            "table \"public.talk_kind\": the scope: does not end at a tenant: \"public.people_login\"",
+        ),
+        (
+            "[[\"files_id\", \"public.talk_review_files\"], [\"review_id\", \"public.talk_review\"], [\"talk_id\", \"public.talk_talk\"]]",
+            "[[\"tags_id\", \"public.talk_talk_tags\"], [\"talk_id\", \"public.talk_talk\"]]",
+            "which may be NULL: such rows reach no tenant",
+        ),
+        (
+            "scope = { shared = [[\"public.talk_speaker\", \"login_id\"]] }",
+            "scope = { reverse = [[\"public.people_key\", \"login_id\"]] }",
+            "\"public.people_key\" belongs to nobody",
+        ),
+        ("{ column = \"fair_id\", null = \"nobody\" }", "{ column = \"fair_id\" }", "may be NULL, and nothing says whose"),
+    ]);
     let none = super::draft::scopes(&proved.schema, &Default::default(), None);
     assert_eq!((none.tenants.is_none(), &none.likely[0]), (true, &table("public.talk_talk")), "{:?}", none.likely);
     assert!(none.likely.contains(&table("public.fair_fair")), "{:?}", none.likely);
@@ -205,6 +223,38 @@ async fn a_senders_schemas_with_natural_keys_an_heir_and_rows_owned_by_what_poin
     let proved = RELAY.run().await;
     assert!(matches!(proved.catalogue.tables[&table("relay.answer")].scope, Scope::Reverse(_)));
     let attempt = &proved.catalogue.tables[&table("relay.attempt")];
+    proved.faults(&[
+        (
+            "{ reverse = [[\"relay.attempt\", \"answer__id\"]] }",
+            "{ reverse = [[\"relay.attempt\", \"answer_id\"]] }",
+            "\"relay.attempt\" has no column \"answer_id\"",
+        ),
+        (
+            "[[\"target__id\", \"relay.listener\"], [\"app__id\", \"feed.app\"]]",
+            "[[\"target__id\", \"relay.listener\"]]",
+            "does not end at a tenant: \"relay.listener\"",
+        ),
+        (
+            "columns = [\"app__id\", \"noun__name\"], table",
+            "columns = [\"noun__name\", \"app__id\"], table",
+            "is not declared",
+        ),
+        (
+            "column.\"ip\" = { pii = \"ip\", erase = \"anonymise\" }",
+            "column.\"ip\" = { pii = \"ip\", erase = \"null\" }",
+            "column \"ip\": erase = \"null\", and the column is NOT NULL",
+        ),
+        (
+            "\"verb__name\", \"kind__name\"]",
+            "\"verb__name\"]\ncolumn.kind__name = { erase = \"null\" }",
+            "a generated column cannot be written",
+        ),
+        (
+            "[table.\"relay.target_http\"]",
+            "[table.\"relay.target_https\"]",
+            "table \"relay.target_http\": is in the database and not",
+        ),
+    ]);
     assert_eq!(attempt.also.len(), 1, "the answer is no second opinion about the attempt: {:?}", attempt.also);
 }
 
@@ -228,6 +278,23 @@ async fn a_starter_kits_people_belong_to_several_and_what_hangs_on_them_to_no_te
     let proved = CREW.run().await;
     let shared = "{ shared = [[\"public.Invite\", [\"invitedBy\"]], [\"public.WorkspacePerson\", [\"personId\"]]] }";
     assert!(proved.draft.contains(shared), "{}", proved.draft);
+    proved.faults(&[
+        (
+            "[table.\"public.WorkspacePerson\"]",
+            "[table.\"public.workspaceperson\"]",
+            "is \"public.WorkspacePerson\" meant? case counts",
+        ),
+        (
+            "{ column = \"workspaceId\" }",
+            "{ path = [[\"invitedBy\", \"public.Person\"], [\"id\", \"public.PersonLogin\", \"personId\"]] }",
+            "goes over \"public.PersonLogin\", which is not granted",
+        ),
+        (
+            "\"refresh_token\" = { sealed = \"plain\" }",
+            "\"Refresh_token\" = { sealed = \"plain\" }",
+            "is \"refresh_token\" meant? case counts",
+        ),
+    ]);
     assert_eq!(proved.draft.matches("Its rows go with those of public.Person").count(), 2, "{}", proved.draft);
     assert!(proved.catalogue.tables[&table("public.PersonLogin")].columns["refresh_token"].sealed.is_some());
 }
@@ -248,6 +315,23 @@ async fn a_shop_by_integers_of_every_width_with_partitions_heirs_circles_and_lab
     assert_eq!(proved.catalogue.tables[&table("public.orders")].soft_delete.as_deref(), Some("deleted_at"));
     let contact = &proved.catalogue.tables[&table("public.buyers")].columns["contact"];
     assert_eq!(contact.pii[0].kind, PiiKind::Mixed, "by its values and its name");
+    proved.faults(&[
+        ("\"labelable_type\", id_column", "\"labelable\", id_column", "has no column \"labelable\""),
+        (
+            "of = { \"Order\"",
+            "of = { \"Currency\" = \"public.currencies\", \"Order\"",
+            "\"public.currencies\" belongs to nobody",
+        ),
+        ("[[[\"order_id\", \"line\"], ", "[[[\"order_id\"], ", "whose key has 2 column(s)"),
+        (
+            "[table.\"public.counters\"]\nscope = { column = \"shop_id\" }",
+            "[table.\"public.counters\"]\nscope = { column = \"day\" }",
+            "column \"day\": the tenant column is date",
+        ),
+        ("scope = { reverse = [[\"public.shops\", \"address_book_id\"]] }", "scope = \"?\"", "a person must"),
+        ("soft_delete = \"deleted_at\"", "soft_delete = \"deleted\"", "`soft_delete` names a column that is not"),
+        ("[table.\"public.busy_days\"]", "[table.\"public.busy\"]", "\"public.busy_days\": is in the database and not"),
+    ]);
     let shown = &proved.catalogue.tables[&table("public.orders")].columns["shown"];
     assert!(shown.erase.is_none(), "a generated column is not written");
 }
