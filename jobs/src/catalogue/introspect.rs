@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
+use sqlx::PgExecutor;
 
 use super::{TableName, name::idents};
 
@@ -195,13 +195,13 @@ impl Column {
 }
 
 /// Reads the database; `own` includes the schema `reeve`.
-pub async fn introspect(pool: &PgPool, own: bool) -> Result<Schema, IntrospectError> {
+pub async fn introspect(database: impl PgExecutor<'_>, own: bool) -> Result<Schema, IntrospectError> {
     #[derive(Deserialize)]
     struct Read {
         database: String,
         tables: Vec<Table>,
     }
-    let read: serde_json::Value = sqlx::query_scalar(READ).bind(own).fetch_one(pool).await?;
+    let read: serde_json::Value = sqlx::query_scalar(READ).bind(own).fetch_one(database).await?;
     let read: Read = serde_json::from_value(read)?;
     let tables = read.tables.into_iter().map(|table| (table.name.clone(), table)).collect();
     Ok(Schema { database: read.database, tables })

@@ -35,6 +35,8 @@ mod draft_tests;
 #[cfg(test)]
 mod fixtures;
 #[cfg(test)]
+mod lockout_tests;
+#[cfg(test)]
 mod order_tests;
 #[cfg(test)]
 mod own_tests;

@@ -129,7 +129,7 @@ fn locked_out(tables: &[(&TableEntry, &Table)]) -> Result<(), RlsError> {
         let (uses, does, has) = if out.len() == 1 { ("uses", "does not", "has") } else { ("use", "do not", "have") };
         told.push_str(&format!(
             "  {}: {names} {uses} it, {does} own it ({:?} does) and {has} no policy; first run\n    CREATE POLICY {} ON {} TO {to} USING (true) WITH CHECK (true);\n",
-            table.name,
+            on_one_line(&table.name),
             table.owner,
             free_name(table),
             table.name.sql()
@@ -163,7 +163,7 @@ fn shut_out(tables: &[(&TableEntry, &Table)]) -> Result<(), RlsError> {
             }
             told.push_str(&format!(
                 "  {}: policy {:?} is restrictive and binds every role; if it is meant for the app's roles, first run\n    ALTER POLICY {} ON {} TO {};\n",
-                table.name,
+                on_one_line(&table.name),
                 policy.name,
                 ident(&policy.name),
                 table.name.sql(),
@@ -223,7 +223,11 @@ fn one(catalogue: &Catalogue, schema: &Schema, entry: &TableEntry, table: &Table
             }
         }
     }
-    Ok(format!("\n-- {}\n{}\n", table.name.to_string().replace(['\n', '\r'], " "), lines.join("\n")))
+    Ok(format!("\n-- {}\n{}\n", on_one_line(&table.name), lines.join("\n")))
+}
+
+fn on_one_line(name: &TableName) -> String {
+    name.to_string().replace(|c: char| c.is_control(), " ")
 }
 
 /// In a policy the table has no alias, only its name.

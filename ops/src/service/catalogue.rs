@@ -34,6 +34,10 @@ pub enum CatalogueError {
     Rls(#[from] RlsError),
     #[error(transparent)]
     Rows(#[from] RowsError),
+    #[error(
+        "the catalogue is not that of this database: {errors} error(s), first\n  {first}\n`reeve catalogue check` lists them; nothing is written on such ground"
+    )]
+    NotAccepted { errors: usize, first: String },
     #[error("{0} exists; --force replaces it, --file names another")]
     Exists(String),
     #[error("{file} cannot be written: {source}")]
@@ -51,7 +55,7 @@ impl CatalogueError {
             Self::Load(_) | Self::Exists(_) | Self::Write { .. } | Self::NoTenants(_) => 2,
             Self::Introspect(_) | Self::Order(OrderError::Database(_)) => 3,
             Self::Rows(RowsError::Connection(_)) => 3,
-            Self::NoTable(_) | Self::Order(_) | Self::Rls(_) | Self::Rows(_) => 1,
+            Self::NoTable(_) | Self::Order(_) | Self::Rls(_) | Self::Rows(_) | Self::NotAccepted { .. } => 1,
         }
     }
 }
@@ -104,6 +108,17 @@ async fn read(pool: &PgPool, file: &Path) -> Result<(Catalogue, Schema), Catalog
     let schema = introspect::introspect(pool, true).await?;
     let ours = schema.tables.keys().any(|name| name.schema == "reeve");
     Ok((if ours { load::merged(file)? } else { load::file(file)? }, schema))
+}
+
+/// The same for what acts on it: a table that the catalogue does not know would keep the tenant's rows.
+async fn accepted(pool: &PgPool, file: &Path) -> Result<(Catalogue, Schema), CatalogueError> {
+    let (catalogue, schema) = read(pool, file).await?;
+    let findings = check::check(&catalogue, &schema);
+    let mut errors = findings.iter().filter(|finding| finding.severity == Severity::Error);
+    match errors.next() {
+        None => Ok((catalogue, schema)),
+        Some(first) => Err(CatalogueError::NotAccepted { errors: errors.count() + 1, first: first.to_string() }),
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -168,14 +183,14 @@ pub async fn show(pool: &PgPool, file: &Path, table: &TableName) -> Result<Shown
 
 /// The plan, with the tenant's rows counted.
 pub async fn plan_delete(pool: &PgPool, file: &Path, tenant: &TenantId) -> Result<Plan, CatalogueError> {
-    let (catalogue, schema) = read(pool, file).await?;
+    let (catalogue, schema) = accepted(pool, file).await?;
     let mut plan = order::plan(&catalogue, &schema)?;
     order::count(pool, tenant, &mut plan).await?;
     Ok(plan)
 }
 
 pub async fn rls(pool: &PgPool, file: &Path) -> Result<String, CatalogueError> {
-    let (catalogue, schema) = read(pool, file).await?;
+    let (catalogue, schema) = accepted(pool, file).await?;
     Ok(rls::sql(&catalogue, &schema)?)
 }
 
