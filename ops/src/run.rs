@@ -242,7 +242,11 @@ async fn catalogue_of(
             show(cli, terminal, &drafted, output::drafted)?;
         }
         cli::CatalogueVerb::Check { rows } => {
-            let report = catalogue::check(&pool, file, *rows).await?;
+            let mut connection = if *rows { Some(connect(key, url).await?) } else { None };
+            let report = catalogue::check(&pool, file, connection.as_mut()).await?;
+            if let Some(connection) = connection {
+                let _ = connection.close().await;
+            }
             show(cli, terminal, &report, output::findings)?;
             return Ok(if report.passed() { Outcome::Done } else { Outcome::CheckFailed });
         }

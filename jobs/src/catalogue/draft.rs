@@ -168,7 +168,9 @@ fn means_another(table: &Table, column: &str, tenants: Option<&Tenants>) -> bool
 fn by_path(schema: &Schema, guess: &mut Guess) {
     let direct: BTreeSet<_> = guess.scopes.keys().cloned().collect();
     for table in schema.tables.values().filter(|t| t.holds_rows() && !direct.contains(&t.name)) {
-        if let Some(steps) = way(schema, &direct, table, false).or_else(|| way(schema, &direct, table, true)) {
+        let steps = way(schema, &direct, table, false).or_else(|| way(schema, &direct, table, true));
+        // Further than a path goes: a shorter one with gaps would lose the rows in the gaps.
+        if let Some(steps) = steps.filter(|steps| steps.len() <= PATH_STEPS_MAX) {
             guess.scopes.insert(table.name.clone(), Scope::Path(steps));
         }
     }
@@ -177,7 +179,7 @@ fn by_path(schema: &Schema, guess: &mut Guess) {
 fn way(schema: &Schema, direct: &BTreeSet<TableName>, table: &Table, nullable: bool) -> Option<Vec<Step>> {
     let mut ways: Vec<(Vec<Step>, &Table)> = vec![(Vec::new(), table)];
     let mut seen = BTreeSet::from([table.name.clone()]);
-    for _ in 0..PATH_STEPS_MAX {
+    while !ways.is_empty() {
         let mut further = Vec::new();
         for (steps, at) in ways {
             for key in sorted_keys(at).into_iter().filter(|key| nullable || !at.may_be_null(&key.columns)) {
@@ -291,6 +293,15 @@ fn with_shared(schema: &Schema, guess: &Guess, table: &Table) -> Option<String> 
     ))
 }
 
+fn too_far(schema: &Schema, guess: &Guess, table: &Table) -> Option<String> {
+    let has_column = |(_, scope): &(&TableName, &Scope)| matches!(scope, Scope::Column { .. });
+    let direct = guess.scopes.iter().filter(has_column).map(|(name, _)| name.clone()).collect();
+    let joins = way(schema, &direct, table, false).or_else(|| way(schema, &direct, table, true))?.len();
+    Some(format!(
+        "A tenant is {joins} joins away, and a path goes over {PATH_STEPS_MAX}: give the table a tenant column of its own.\n# No business of any duty: {{ ignored = \"why\" }}."
+    ))
+}
+
 fn rest(schema: &Schema, guess: &mut Guess) {
     for table in schema.tables.values() {
         if guess.scopes.contains_key(&table.name) {
@@ -303,7 +314,8 @@ fn rest(schema: &Schema, guess: &mut Guess) {
             ),
             _ if guess::is_migration_table(&table.name.name) => Scope::Ignored("the migration tool's own".to_owned()),
             _ => {
-                let doubt = with_shared(schema, guess, table).unwrap_or_else(|| NO_WAY.to_owned());
+                let doubt = with_shared(schema, guess, table).or_else(|| too_far(schema, guess, table));
+                let doubt = doubt.unwrap_or_else(|| NO_WAY.to_owned());
                 guess.doubts.entry(table.name.clone()).or_insert(doubt);
                 Scope::Undecided
             }

@@ -114,9 +114,9 @@ async fn names_with_lines_controls_and_turned_text_stand_in_comments_as_one_line
         CREATE TABLE people (id int PRIMARY KEY);
         CREATE TABLE sessions (id int PRIMARY KEY, people_id int NOT NULL REFERENCES people);
         ALTER TABLE \"doc\ns\r\u{202e}[tenants]\" ADD COLUMN \"of\nscope = 'reference'\u{200b}\" int REFERENCES people;
-        CREATE TABLE \"ho\nst\" (id int PRIMARY KEY);
-        CREATE TABLE hosted (team_id int NOT NULL REFERENCES teams, a int REFERENCES \"ho\nst\");
-        CREATE TABLE hangs (id int PRIMARY KEY, on_id int NOT NULL REFERENCES \"ho\nst\");";
+        CREATE TABLE \"ho\nst\u{202e}\" (id int PRIMARY KEY);
+        CREATE TABLE hosted (team_id int NOT NULL REFERENCES teams, a int REFERENCES \"ho\nst\u{202e}\");
+        CREATE TABLE hangs (id int PRIMARY KEY, on_id int NOT NULL REFERENCES \"ho\nst\u{202e}\");";
     let (db, schema) = database(sql).await;
     let text = drafted(&db, &schema).await;
     assert_eq!(errors(&text, &schema).len(), 4, "{text}");

@@ -75,7 +75,7 @@ impl Proof {
         for (tenant, n) in self.tenants.iter().zip(["1", "2"]) {
             run(&owner, &each.replace("{t}", tenant).replace("{n}", n)).await;
         }
-        let mut proved = self.declared(&owner).await;
+        let mut proved = self.declared(&db, &owner).await;
         self.guarded(&db, &owner, &mut proved).await;
         self.isolated(&db, &proved.schema).await;
         self.deleted(&db, &owner, &proved).await;
@@ -85,7 +85,7 @@ impl Proof {
     }
 
     /// Drafted, decided and accepted, by the rows too.
-    async fn declared(&self, owner: &PgPool) -> Proved {
+    async fn declared(&self, db: &TestDatabase, owner: &PgPool) -> Proved {
         let schema = introspect(owner, false).await.expect("a schema");
         let samples = draft::sample(owner, &schema).await;
         let told = self.told.map(table);
@@ -106,7 +106,7 @@ impl Proof {
         let found = check::check(&catalogue, &schema);
         let errors: Vec<_> = found.iter().filter(|f| f.severity == Severity::Error).map(ToString::to_string).collect();
         assert_eq!(errors, Vec::<String>::new(), "{text}");
-        let mut connection = owner.acquire().await.expect("a connection");
+        let mut connection = login(db).await;
         let questions = rows::questions(&catalogue, &schema).unwrap_or_else(|error| panic!("{error}"));
         let found = rows::count(&mut connection, questions).await.unwrap_or_else(|error| panic!("{error}"));
         assert!(found.is_empty(), "{found:#?}");
@@ -165,6 +165,16 @@ impl Proof {
                 let both = seen[0].intersection(&seen[1]).count();
                 assert_eq!(count(both), everyones, "{name}: seen by both");
             }
+            // Read with its heirs, it shows theirs as its own policy does.
+            let all = format!("SELECT to_jsonb(t)::text FROM {} t", table(name).sql());
+            for (tenant, theirs) in [(self.tenants[0], &seen[1]), (self.tenants[1], &seen[0])] {
+                let mut tx = speak_for(&mut worker, tenant).await;
+                let rows = texts(&mut tx, &all).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+                let heirs = schema.tables[&table(name)].has_heirs;
+                assert!((count(rows.len()) > own + everyones) == heirs, "{name}: {rows:?}");
+                let theirs = rows.iter().filter(|row| theirs.contains(*row)).count();
+                assert!(kind == Kind::Shared || count(theirs) == everyones, "{name}: the other tenant's");
+            }
             for (tenant, theirs) in [(self.tenants[0], &seen[1]), (self.tenants[1], &seen[0])] {
                 self.unchangeable(&mut worker, schema, expected, tenant, theirs).await;
             }
@@ -212,7 +222,8 @@ impl Proof {
         let mut plan = order::plan(&proved.catalogue, &proved.schema).unwrap_or_else(|error| panic!("{error}"));
         order::count(owner, &id, &mut plan).await.expect("counts");
         let before = self.seen(db, &proved.schema, stays).await;
-        let mut tx = owner.begin().await.expect("a transaction");
+        let mut connection = login(db).await;
+        let mut tx = connection.begin().await.expect("a transaction");
         for step in &plan.steps {
             let sql = step.sql.replace("$1", &format!("'{gone}'"));
             let changed = execute(&mut tx, &sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
@@ -282,6 +293,10 @@ pub async fn owned(db: &TestDatabase) -> PgPool {
     let mut admin = PgConnection::connect_with(db.admin_options()).await.expect("the administrator");
     admin.execute(sqlx::AssertSqlSafe(roles)).await.unwrap_or_else(|error| panic!("{error}"));
     program::db::pool(db.options(OWNER), 2).await.expect("the owner")
+}
+
+async fn login(db: &TestDatabase) -> PgConnection {
+    PgConnection::connect_with(&db.options(OWNER)).await.expect("the owner")
 }
 
 pub async fn run(owner: &PgPool, sql: &str) {

@@ -17,6 +17,7 @@ const FAIR: Proof = Proof {
         ("public.people_key", "\"shared\""),
         ("public.trade_fair_kind", "\"reference\""),
         ("public.sys_session", "{ ignored = \"the framework's own\" }"),
+        ("public.talk_note_words", "{ ignored = \"too far; goes with its note\" }"),
     ],
     corrected: &[],
     refusals: 0,
@@ -31,7 +32,9 @@ const FAIR: Proof = Proof {
         ("public.talk_speaker", Own, 2, 0, 0),
         ("public.talk_review", Own, 1, 0, 0),
         ("public.talk_review_files", Own, 1, 0, 0),
-        ("public.talk_file_marks", Own, 1, 0, 0),
+        ("public.talk_file_marks", Own, 2, 0, 0),
+        ("public.talk_notes", Own, 2, 0, 0),
+        ("public.talk_note_words", Kept, 0, 0, 0),
         ("public.mail_mail", Own, 1, 0, 1),
         ("public.trade_fair_kind", Same, 0, 2, 0),
         ("public.talk_kind", Own, 1, 0, 0),
@@ -190,10 +193,16 @@ async fn a_frameworks_schema_with_its_tenant_below_an_owner_and_keys_checked_at_
         other => panic!("{name}: {other:?}"),
     };
     assert_eq!(
-        [steps("public.talk_review"), steps("public.talk_review_files"), steps("public.talk_file_marks")],
-        [1, 2, 3]
+        [
+            steps("public.talk_review"),
+            steps("public.talk_review_files"),
+            steps("public.talk_file_marks"),
+            steps("public.talk_notes")
+        ],
+        [1, 2, 3, 4]
     );
     assert_eq!(steps("public.talk_kind"), 1, "its fair_id is no fair's");
+    assert!(proved.draft.contains("# A tenant is 5 joins away, and a path goes over 4"), "{}", proved.draft);
     assert!(proved.draft.contains("Its rows go with those of public.people_login"), "{}", proved.draft);
     proved.faults(&[
         (

@@ -41,7 +41,7 @@ pub enum RowKind {
 #[derive(Debug, thiserror::Error)]
 pub enum RowsError {
     #[error("table \"{table}\": {source}; `reeve catalogue check` says more")]
-    Route { table: TableName, source: RouteError },
+    Route { table: TableName, source: Box<RouteError> },
     #[error(
         "table \"{table}\": this role is bound by row-level security and would count some rows only; use the tables' owner"
     )]
@@ -80,7 +80,7 @@ pub fn questions(catalogue: &Catalogue, schema: &Schema) -> Result<Vec<Question>
         let Some(table) = schema.tables.get(name).filter(|table| table.holds_rows()) else { continue };
         if entry.scope.is_owned() {
             let mut asker = Asker { catalogue, schema, entry, table, all: &mut all };
-            asker.ask().map_err(|source| RowsError::Route { table: name.clone(), source })?;
+            asker.ask().map_err(|source| RowsError::Route { table: name.clone(), source: Box::new(source) })?;
         }
     }
     Ok(all)

@@ -1,17 +1,17 @@
 //! Rows that are not what the catalogue says, planted one kind at a time: each is counted, can be shown, and no value is told.
-use sqlx::Executor;
+use sqlx::{Connection, Executor, PgConnection};
 
 use super::{
     Catalogue, Schema,
     fixtures::{database, table},
     introspect, load,
-    proof::owned,
+    proof::{OWNER, owned},
     rows::{self, RowFinding, RowKind, RowsError},
 };
 use crate::testing::TestDatabase;
 
 async fn asked(db: &TestDatabase, catalogue: &Catalogue, schema: &Schema) -> Vec<RowFinding> {
-    let mut connection = db.admin.acquire().await.expect("a connection");
+    let mut connection = PgConnection::connect_with(db.admin_options()).await.expect("a connection");
     let questions = rows::questions(catalogue, schema).unwrap_or_else(|error| panic!("{error}"));
     rows::count(&mut connection, questions).await.unwrap_or_else(|error| panic!("{error}"))
 }
@@ -93,7 +93,7 @@ async fn rows_are_not_counted_by_a_role_that_would_see_some_only() {
         [table.\"public.teams\"]\nscope = { column = \"id\" }\ncolumns = [\"id\"]
         [table.\"public.notes\"]\nscope = { column = \"team_id\" }\ncolumns = [\"id\", \"team_id\"]";
     let catalogue = load::text_of("catalogue.toml", toml).expect("a catalogue");
-    let mut connection = owner.acquire().await.expect("a connection");
+    let mut connection = PgConnection::connect_with(&db.options(OWNER)).await.expect("a connection");
     let questions = rows::questions(&catalogue, &schema).expect("questions");
     let error = rows::count(&mut connection, questions).await.expect_err("a refusal");
     assert!(matches!(&error, RowsError::Bound { table } if table.name == "notes"), "{error}");

@@ -20,7 +20,7 @@ use reeve_jobs::{
     },
 };
 use serde::Serialize;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogueError {
@@ -137,16 +137,14 @@ impl Report {
     }
 }
 
-/// `rows` asks the rows too. Tables are counted without Reeve's own.
-pub async fn check(pool: &PgPool, file: &Path, rows: bool) -> Result<Report, CatalogueError> {
+/// With a connection for it, the rows are asked too. Tables are counted without Reeve's own.
+pub async fn check(pool: &PgPool, file: &Path, rows: Option<&mut PgConnection>) -> Result<Report, CatalogueError> {
     let (catalogue, schema) = read(pool, file).await?;
     let findings = check::check(&catalogue, &schema);
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    let rows = if rows && errors == 0 {
-        let mut connection = pool.acquire().await.map_err(RowsError::Connection)?;
-        Some(rows::count(&mut connection, rows::questions(&catalogue, &schema)?).await?)
-    } else {
-        None
+    let rows = match rows {
+        Some(connection) if errors == 0 => Some(rows::count(connection, rows::questions(&catalogue, &schema)?).await?),
+        _ => None,
     };
     let tables = catalogue.tables.keys().filter(|name| name.schema != "reeve").count();
     Ok(Report { tables, errors, warnings: findings.len() - errors, findings, rows })
@@ -233,11 +231,11 @@ mod tests {
     #[tokio::test]
     async fn the_sample_app_is_drafted_and_accepted_once_two_tables_are_decided() {
         let (db, _directory, file) = crm().await;
-        let said: Vec<_> = check(&db.admin, &file, false).await.expect("a report").findings;
+        let said: Vec<_> = check(&db.admin, &file, None).await.expect("a report").findings;
         let errors: Vec<_> = said.iter().filter(|f| f.severity == Severity::Error).map(ToString::to_string).collect();
         assert!(errors.len() == 2 && errors.iter().all(|error| error.contains("a person must")), "{errors:#?}");
         decide(&file);
-        let report = check(&db.admin, &file, false).await.expect("a report");
+        let report = check(&db.admin, &file, None).await.expect("a report");
         assert_eq!(report.errors, 0, "{:#?}", report.findings);
         let lines = show(&db.admin, &file, &"crm.invoice_lines".parse().expect("a name")).await.expect("a table");
         assert!(matches!(lines.entry.scope, Scope::Path(steps) if steps.len() == 1));
