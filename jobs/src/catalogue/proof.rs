@@ -313,7 +313,7 @@ pub fn statements(script: &str) -> Vec<String> {
 pub async fn speak_for<'c>(worker: &'c mut PgConnection, tenant: &str) -> sqlx::Transaction<'c, sqlx::Postgres> {
     let mut tx = worker.begin().await.expect("a transaction");
     let tenant = tenant.replace("''", "'");
-    sqlx::query("SELECT set_config('reeve.tenant_id', $1, true)")
+    sqlx::query("-- catalogue.proof_tenant\nSELECT set_config('reeve.tenant_id', $1, true)")
         .bind(tenant)
         .execute(&mut *tx)
         .await
