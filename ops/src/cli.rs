@@ -40,6 +40,16 @@ pub enum Noun {
         #[command(subcommand)]
         verb: Jobs,
     },
+    /// Queues: look, pause, resume
+    Queues {
+        #[command(subcommand)]
+        verb: crate::queues::Queues,
+    },
+    /// Kinds of job: pause, resume
+    Kinds {
+        #[command(subcommand)]
+        verb: crate::queues::Kinds,
+    },
     /// The audit log: search, verify, sign
     Audit {
         #[command(subcommand)]
@@ -112,6 +122,11 @@ pub enum Jobs {
     List(List),
     /// Show everything about one job, its payload included
     Show {
+        #[arg(value_parser = job_id)]
+        id: JobId,
+    },
+    /// Tell why a job waits: what holds it, or how many come before it
+    Why {
         #[arg(value_parser = job_id)]
         id: JobId,
     },
@@ -337,7 +352,7 @@ fn job_id(text: &str) -> Result<JobId, String> {
 /// The audit log keeps this many characters.
 const REASON_CHARS_MAX: usize = 2_000;
 
-fn reason(text: &str) -> Result<String, String> {
+pub(crate) fn reason(text: &str) -> Result<String, String> {
     let text = text.trim();
     match text.chars().count() {
         0 => Err("say why: the reason is kept in the audit log".to_owned()),

@@ -47,6 +47,8 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.oldest_transaction()", &["reeve_ops"]),
     ("reeve.open_session(text,text,text,integer)", &["reeve_ops"]),
     ("reeve.ops_enqueue(text,text,jsonb,text,text)", &["reeve_ops"]),
+    ("reeve.pause_kind(text,boolean,text,text)", &["reeve_ops"]),
+    ("reeve.pause_queue(text,boolean,text,text)", &["reeve_ops"]),
     ("reeve.promote(integer)", &["reeve_scheduler"]),
     ("reeve.prune(integer,integer,integer)", &["reeve_scheduler"]),
     ("reeve.prune_stray_history(integer,integer)", &["reeve_scheduler"]),
@@ -69,6 +71,7 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.tenant_entry(text)", &["reeve_worker"]),
     ("reeve.tenant_kinds_off()", &["reeve_owner"]),
     ("reeve.wait_for_jobs(text,text,double precision)", &["reeve_worker"]),
+    ("reeve.why(uuid)", &["reeve_ops"]),
 ];
 
 async fn strings(db: &mut PgConnection, sql: &'static str) -> Vec<String> {

@@ -10,7 +10,7 @@ use sqlx::{
 
 use crate::kinds::Kind;
 
-const FILES: [(i64, &str, &str); 14] = [
+const FILES: [(i64, &str, &str); 15] = [
     (1, "roles", include_str!("../../../migrations/0001_roles.sql")),
     (2, "tenants", include_str!("../../../migrations/0002_tenants.sql")),
     (3, "kinds", include_str!("../../../migrations/0003_kinds.sql")),
@@ -25,6 +25,7 @@ const FILES: [(i64, &str, &str); 14] = [
     (12, "flags", include_str!("../../../migrations/0012_flags.sql")),
     (13, "context", include_str!("../../../migrations/0013_context.sql")),
     (17, "limits", include_str!("../../../migrations/0017_limits.sql")),
+    (18, "claim", include_str!("../../../migrations/0018_claim.sql")),
 ];
 
 /// The schema this build needs.
@@ -94,13 +95,14 @@ async fn copy_kinds(admin: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query(
         "-- migrate.copy_kinds
         INSERT INTO reeve.kinds (name, queue, priority, attempts_max, payload_bytes_max, runs_when_closing, app_may_enqueue,
-                                 budget_secs)
-        SELECT name, queue, priority, attempts_max, payload_bytes_max, runs_when_closing, app_may_enqueue, budget_secs
+                                 budget_secs, deadline_secs)
+        SELECT name, queue, priority, attempts_max, payload_bytes_max, runs_when_closing, app_may_enqueue, budget_secs,
+               deadline_secs
         FROM jsonb_populate_recordset(NULL::reeve.kinds, $1)
         ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, priority = excluded.priority,
           attempts_max = excluded.attempts_max, payload_bytes_max = excluded.payload_bytes_max,
           runs_when_closing = excluded.runs_when_closing, app_may_enqueue = excluded.app_may_enqueue,
-          budget_secs = excluded.budget_secs",
+          budget_secs = excluded.budget_secs, deadline_secs = excluded.deadline_secs",
     )
     .bind(&specs)
     .execute(&mut *tx)
