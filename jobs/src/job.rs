@@ -127,6 +127,8 @@ pub struct ClaimedJob {
     pub lease_token: LeaseToken,
     /// Lets this job's holder into its tenant's rows, as long as it holds the lease.
     pub proof: Proof,
+    /// Of a kind with a deadline: to be started before others.
+    pub urgent: bool,
 }
 
 /// How an attempt ended. A value, not an error: the handler says what is to happen next.

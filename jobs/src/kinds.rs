@@ -15,8 +15,11 @@ pub struct Spec {
     /// `noun.verb`.
     pub name: &'static str,
     pub queue: &'static str,
-    /// 1 is served first, 4 last; within one tenant.
+    /// 1 is served first, 4 last; within one tenant. 0 is for kinds with a deadline, and for them alone.
     pub priority: i16,
+    /// A job is to be started within this of when it is due. Such jobs are claimed before all others, the earliest deadline
+    /// first, whoever's they are.
+    pub deadline_secs: Option<i32>,
     pub attempts_max: i32,
     /// How long one attempt may run; its future is then dropped and the attempt counts as failed.
     pub budget_secs: u64,
@@ -56,7 +59,7 @@ macro_rules! kinds {
     ($( $kind:ident($payload:ident) {
         $name:literal, queue $queue:literal, priority $priority:literal, attempts $attempts:literal,
         budget_secs $budget:literal, payload_bytes_max $bytes:literal, closing $closing:literal, app $app:literal,
-        cadence $cadence:expr } )+) => {
+        deadline_secs $deadline:expr, cadence $cadence:expr } )+) => {
         /// The kinds this build knows.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Kind { $( $kind ),+ }
@@ -71,7 +74,8 @@ macro_rules! kinds {
             pub const fn spec(self) -> &'static Spec {
                 match self { $( Self::$kind => const { &Spec {
                     name: $name, queue: $queue, priority: $priority, attempts_max: $attempts, budget_secs: $budget,
-                    payload_bytes_max: $bytes, runs_when_closing: $closing, app_may_enqueue: $app, cadence: $cadence,
+                    payload_bytes_max: $bytes, runs_when_closing: $closing, app_may_enqueue: $app,
+                    deadline_secs: $deadline, cadence: $cadence,
                 } } ),+ }
             }
 
@@ -94,13 +98,14 @@ macro_rules! kinds {
 
 kinds! {
     WebhookDeliver(DeliverWebhook) { "webhook.deliver", queue "webhooks", priority 2, attempts 12,
-        budget_secs 60, payload_bytes_max 256, closing false, app true, cadence None }
+        budget_secs 60, payload_bytes_max 256, closing false, app true, deadline_secs None, cadence None }
 
     WebhookPrune(PruneWebhooks) { "webhook.prune", queue "maintenance", priority 4, attempts 5,
-        budget_secs 600, payload_bytes_max 64, closing true, app false, cadence daily("17 3 * * *", 3600) }
+        budget_secs 600, payload_bytes_max 64, closing true, app false, deadline_secs None,
+        cadence daily("17 3 * * *", 3600) }
 
     FleetProbe(ProbeFleet) { "fleet.probe", queue "probes", priority 3, attempts 3,
-        budget_secs 30, payload_bytes_max 1024, closing true, app true, cadence None }
+        budget_secs 30, payload_bytes_max 1024, closing true, app true, deadline_secs None, cadence None }
 }
 
 /// Delivers one event to one endpoint, signed.
@@ -182,6 +187,15 @@ mod tests {
             let (noun, verb) = kind.name().split_once('.').expect("noun.verb");
             assert!([noun, verb].iter().all(|part| part.chars().all(|c| c.is_ascii_lowercase() || c == '_')), "{kind}");
             assert_eq!(kind.name().parse(), Ok(*kind));
+        }
+    }
+
+    #[test]
+    fn priority_0_is_for_kinds_with_a_deadline() {
+        for kind in Kind::ALL {
+            let spec = kind.spec();
+            assert_eq!(spec.priority == 0, spec.deadline_secs.is_some(), "{kind}");
+            assert!((0..=4).contains(&spec.priority), "{kind}");
         }
     }
 

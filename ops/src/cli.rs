@@ -48,6 +48,16 @@ pub enum Noun {
         #[command(subcommand)]
         verb: Jobs,
     },
+    /// Queues: look, pause, resume
+    Queues {
+        #[command(subcommand)]
+        verb: crate::queues::Queues,
+    },
+    /// Kinds of job: pause, resume
+    Kinds {
+        #[command(subcommand)]
+        verb: crate::queues::Kinds,
+    },
     /// The audit log: search, verify, sign
     Audit {
         #[command(subcommand)]
@@ -129,6 +139,11 @@ pub enum Jobs {
     List(List),
     /// Show everything about one job, its payload included
     Show {
+        #[arg(value_parser = job_id)]
+        id: JobId,
+    },
+    /// Tell why a job waits: what holds it, or how many come before it
+    Why {
         #[arg(value_parser = job_id)]
         id: JobId,
     },

@@ -21,7 +21,7 @@ use crate::{
     audit, breakglass,
     cli::{self, Cli, Noun},
     config::Config,
-    output,
+    output, queues,
     service::{self, ServiceError, catalogue, catalogue::CatalogueError, doctor, flags, jobs, jobs::Tail},
     tenants,
 };
@@ -140,6 +140,14 @@ pub async fn run(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<Outcome, Fail
             if report.status() == doctor::Status::Fail { Outcome::CheckFailed } else { Outcome::Done }
         }
         Noun::Jobs { verb } => jobs(cli, &config, verb, terminal).await?,
+        Noun::Queues { verb } => {
+            queues::queues(cli, &config, verb, terminal).await?;
+            Outcome::Done
+        }
+        Noun::Kinds { verb } => {
+            queues::kinds(cli, &config, verb, terminal).await?;
+            Outcome::Done
+        }
         Noun::Audit { verb } => audit::run(cli, &config, verb, terminal).await?,
         Noun::Breakglass { verb } => breakglass::run(cli, &config, verb, terminal).await?,
         Noun::Tenants { verb } => tenants::run(cli, &config, verb, terminal).await?,
@@ -199,6 +207,7 @@ async fn jobs(cli: &Cli, config: &Config, verb: &cli::Jobs, terminal: &mut Termi
             let pool = open(config).await?;
             show(cli, terminal, &jobs::show(&pool, *id).await?, output::job)?;
         }
+        cli::Jobs::Why { id } => queues::why(cli, config, *id, terminal).await?,
         cli::Jobs::Enqueue(arguments) => {
             let actor = actor(terminal)?;
             let payload = payload(&arguments.payload, terminal.input)?;

@@ -179,3 +179,171 @@ async fn a_wall_of_paused_tenants_is_walked_past() {
     }
     panic!("the one tenant that may run was never reached");
 }
+
+/// Tenants of a claim's jobs, in the order in which they came.
+fn tenants(claim: &Claim) -> Vec<&str> {
+    claim.jobs.iter().map(|job| job.tenant.as_str()).collect()
+}
+
+async fn switched(town: &Town, sql: &'static str) -> bool {
+    sqlx::query_scalar(sql).fetch_one(&town.db.pool("reeve_ops").await).await.expect(sql)
+}
+
+#[tokio::test]
+async fn a_paused_queue_gives_nothing_until_it_is_resumed() {
+    let (town, _) = with_tenants(3, 5).await;
+    assert!(switched(&town, "SELECT reeve.pause_queue('probes', true, 'cli:k', 'a fault')").await);
+    assert!(!switched(&town, "SELECT reeve.pause_queue('probes', true, 'cli:k', 'again')").await, "no change");
+    let paused = claim(&town, 10, "q").await;
+    assert!(paused.jobs.is_empty() && !paused.more && paused.cursor == "q", "{paused:?}");
+    assert!(switched(&town, "SELECT reeve.pause_queue('probes', false, 'cli:k', 'mended')").await);
+    assert_eq!(claim(&town, 10, "").await.jobs.len(), 10);
+    let audited =
+        town.count("SELECT count(*) FROM reeve.audit_log WHERE action IN ('queue.paused', 'queue.resumed')").await;
+    assert_eq!(audited, 2);
+}
+
+#[tokio::test]
+async fn a_paused_kind_waits_and_the_queues_other_kinds_do_not() {
+    let (town, _) = with_tenants(2, 3).await;
+    change(&town, "UPDATE reeve.kinds SET queue = 'probes' WHERE name = 'webhook.prune'").await;
+    change(&town, "SELECT reeve.ops_enqueue('t001', 'webhook.prune', '{}', 'test', 'to see')").await;
+    assert!(switched(&town, "SELECT reeve.pause_kind('fleet.probe', true, 'cli:k', 'a fault')").await);
+    let got = claim(&town, 10, "").await;
+    assert_eq!(got.jobs.iter().map(|job| job.kind.as_str()).collect::<Vec<_>>(), ["webhook.prune"]);
+    // All kinds of the queue: nothing is looked at.
+    assert!(switched(&town, "SELECT reeve.pause_kind('webhook.prune', true, 'cli:k', 'a fault')").await);
+    assert!(claim(&town, 10, "").await.jobs.is_empty());
+    assert!(switched(&town, "SELECT reeve.pause_kind('fleet.probe', false, 'cli:k', 'mended')").await);
+    assert_eq!(claim(&town, 10, "").await.jobs.len(), 6);
+}
+
+#[tokio::test]
+async fn a_tenant_starts_no_faster_than_its_rate_and_others_take_the_places() {
+    let (town, _) = with_tenants(2, 100).await;
+    // Five seconds' worth at once: 10.
+    change(&town, "UPDATE reeve.tenants SET starts_per_min = 120 WHERE id = 't001'").await;
+    let first = claim(&town, 60, "").await;
+    let rated = |claim: &Claim| tenants(claim).iter().filter(|tenant| **tenant == "t001").count();
+    assert_eq!((rated(&first), first.jobs.len()), (10, 60), "the other tenant has the rest");
+    assert_eq!(rated(&claim(&town, 20, "").await), 0);
+    // Time passes: what had been due then is 3 s further back, which is worth six starts.
+    change(&town, "UPDATE reeve.starts_ahead SET due_at = due_at - interval '3 s'").await;
+    let later = rated(&claim(&town, 20, "").await);
+    assert!((6..=7).contains(&later), "{later}");
+    // However long nothing was started, no more than five seconds' worth.
+    change(&town, "UPDATE reeve.starts_ahead SET due_at = now() - interval '1 hour'").await;
+    change(&town, "DELETE FROM reeve.jobs WHERE tenant_id = 't002'").await;
+    assert_eq!(rated(&claim(&town, 60, "").await), 10);
+    // A rate below one in five seconds lets one start.
+    change(&town, "UPDATE reeve.tenants SET starts_per_min = 1").await;
+    change(&town, "DELETE FROM reeve.starts_ahead").await;
+    assert_eq!(rated(&claim(&town, 60, "").await), 1);
+    assert_eq!(rated(&claim(&town, 60, "").await), 0);
+}
+
+#[tokio::test]
+async fn jobs_with_a_deadline_come_first_the_earliest_first_whoever_they_are_of() {
+    let (town, _) = with_tenants(3, 20).await;
+    change(
+        &town,
+        "UPDATE reeve.kinds SET queue = 'probes', priority = 0, deadline_secs = 3600 WHERE name = 'webhook.prune'",
+    )
+    .await;
+    change(
+        &town,
+        "UPDATE reeve.kinds SET queue = 'probes', priority = 0, deadline_secs = 60 WHERE name = 'webhook.deliver'",
+    )
+    .await;
+    for (tenant, kind, minutes) in [
+        ("t001", "webhook.prune", 30),
+        ("t002", "webhook.prune", 40),
+        ("t003", "webhook.deliver", 5),
+        ("t001", "webhook.prune", 10),
+    ] {
+        let id: reeve_jobs::JobId = sqlx::query_scalar("SELECT reeve.ops_enqueue($1, $2, '{}', 'test', 'to see')")
+            .bind(tenant)
+            .bind(kind)
+            .fetch_one(&town.db.admin)
+            .await
+            .expect("enqueued");
+        sqlx::query("UPDATE reeve.jobs SET run_at = now() - make_interval(mins => $2) WHERE id = $1")
+            .bind(id)
+            .bind(minutes)
+            .execute(&town.db.admin)
+            .await
+            .expect("aged");
+    }
+    // No cap and no rate holds up what has a deadline; a pause does.
+    change(&town, "UPDATE reeve.tenants SET running_max = 0, starts_per_min = 1 WHERE id = 't001'").await;
+    // By deadline: t003 4 min ago, t002 in 20, t001 in 30, t001 in 50.
+    assert_eq!(tenants(&claim(&town, 2, "").await), ["t003", "t002"]);
+    change(&town, "UPDATE reeve.tenants SET paused = true WHERE id = 't001'").await;
+    let others = claim(&town, 4, "").await;
+    assert!(tenants(&others).iter().all(|tenant| *tenant != "t001"), "{:?}", tenants(&others));
+    change(&town, "UPDATE reeve.tenants SET paused = false WHERE id = 't001'").await;
+    let rest = claim(&town, 4, "").await;
+    assert_eq!(tenants(&rest)[..2], ["t001", "t001"]);
+    assert_eq!(rest.jobs[2..].iter().filter(|job| job.kind == "webhook.prune").count(), 0);
+    assert_eq!(rest.jobs.len(), 4);
+}
+
+#[tokio::test]
+async fn why_a_job_waits_is_told() {
+    use reeve_jobs::queue::waits;
+    let (town, _) = with_tenants(3, 4).await;
+    let ops = town.db.pool("reeve_ops").await;
+    let last: reeve_jobs::JobId =
+        sqlx::query_scalar("SELECT id FROM reeve.jobs WHERE tenant_id = 't002' ORDER BY id DESC LIMIT 1")
+            .fetch_one(&town.db.admin)
+            .await
+            .expect("a job");
+    let told = async || waits::why(&ops, last).await.expect("an answer").expect("a live job").reasons();
+    let place = told().await;
+    assert!(
+        place[0].contains("3 of the tenant's own jobs and 2 other tenants") && place[0].contains("some 11 jobs"),
+        "{place:?}"
+    );
+    for (before, says, after) in [
+        (
+            "SELECT reeve.pause_queue('probes', true, 'k', 'x')",
+            "queue probes is paused",
+            "SELECT reeve.pause_queue('probes', false, 'k', 'x')",
+        ),
+        (
+            "SELECT reeve.pause_kind('fleet.probe', true, 'k', 'x')",
+            "kind fleet.probe is paused",
+            "SELECT reeve.pause_kind('fleet.probe', false, 'k', 'x')",
+        ),
+        ("UPDATE reeve.tenants SET paused = true", "tenant is paused", "UPDATE reeve.tenants SET paused = false"),
+        ("UPDATE reeve.tenants SET moving = true", "being moved", "UPDATE reeve.tenants SET moving = false"),
+        (
+            "UPDATE reeve.tenants SET running_max = 0",
+            "cap: 0 of 0 jobs run",
+            "UPDATE reeve.tenants SET running_max = NULL",
+        ),
+        (
+            "UPDATE reeve.tenants SET kinds_off = '{fleet.probe}'",
+            "flag kind.fleet.probe is off",
+            "UPDATE reeve.tenants SET kinds_off = NULL",
+        ),
+        (
+            "UPDATE reeve.jobs SET state = 'scheduled', run_at = now() + interval '90 s'",
+            "it is due in 9",
+            "UPDATE reeve.jobs SET state = 'available', run_at = now()",
+        ),
+        ("UPDATE reeve.tenants SET state = 'closed'", "tenant is closed", "UPDATE reeve.tenants SET state = 'active'"),
+    ] {
+        change(&town, before).await;
+        let told = told().await;
+        assert!(told.len() == 1 && told[0].contains(says), "{before}: {told:?}");
+        change(&town, after).await;
+    }
+    change(&town, "UPDATE reeve.tenants SET starts_per_min = 6").await;
+    claim(&town, 12, "").await;
+    assert!(told().await[0].contains("rate of 6 starts a minute"), "{:?}", told().await);
+    change(&town, "UPDATE reeve.tenants SET starts_per_min = NULL").await;
+    claim(&town, 12, "").await;
+    assert_eq!(told().await, ["it runs, on w"]);
+    assert!(waits::why(&ops, reeve_jobs::JobId(uuid::Uuid::now_v7())).await.expect("an answer").is_none());
+}

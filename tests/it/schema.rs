@@ -72,6 +72,8 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.ops_enqueue(text,text,jsonb,text,text)", &["reeve_ops"]),
     ("reeve.ops_register_tenant(text,text,text,text,text)", &["reeve_ops"]),
     ("reeve.pause_tenant(text,boolean,text,text)", &["reeve_ops"]),
+    ("reeve.pause_kind(text,boolean,text,text)", &["reeve_ops"]),
+    ("reeve.pause_queue(text,boolean,text,text)", &["reeve_ops"]),
     ("reeve.promote(integer)", &["reeve_scheduler"]),
     ("reeve.prune(integer,integer,integer)", &["reeve_scheduler"]),
     ("reeve.prune_stray_history(integer,integer)", &["reeve_scheduler"]),
@@ -94,6 +96,7 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.tenant_entry(text)", &["reeve_worker"]),
     ("reeve.tenant_kinds_off()", &["reeve_owner"]),
     ("reeve.wait_for_jobs(text,text,double precision)", &["reeve_worker"]),
+    ("reeve.why(uuid)", &["reeve_ops"]),
 ];
 
 async fn strings(db: &mut PgConnection, sql: &'static str) -> Vec<String> {

@@ -10,7 +10,7 @@ use sqlx::{
 
 use crate::kinds::Kind;
 
-const FILES: [(i64, &str, &str); 17] = [
+const FILES: [(i64, &str, &str); 18] = [
     (1, "roles", include_str!("../../../migrations/0001_roles.sql")),
     (2, "tenants", include_str!("../../../migrations/0002_tenants.sql")),
     (3, "kinds", include_str!("../../../migrations/0003_kinds.sql")),
@@ -27,6 +27,7 @@ const FILES: [(i64, &str, &str); 17] = [
     (15, "breakglass", include_str!("../../../migrations/0015_breakglass.sql")),
     (16, "tenant_commands", include_str!("../../../migrations/0016_tenant_commands.sql")),
     (17, "limits", include_str!("../../../migrations/0017_limits.sql")),
+    (18, "claim", include_str!("../../../migrations/0018_claim.sql")),
     (19, "audit_signing", include_str!("../../../migrations/0019_audit_signing.sql")),
 ];
 
@@ -97,13 +98,14 @@ async fn copy_kinds(admin: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query(
         "-- migrate.copy_kinds
         INSERT INTO reeve.kinds (name, queue, priority, attempts_max, payload_bytes_max, runs_when_closing, app_may_enqueue,
-                                 budget_secs)
-        SELECT name, queue, priority, attempts_max, payload_bytes_max, runs_when_closing, app_may_enqueue, budget_secs
+                                 budget_secs, deadline_secs)
+        SELECT name, queue, priority, attempts_max, payload_bytes_max, runs_when_closing, app_may_enqueue, budget_secs,
+               deadline_secs
         FROM jsonb_populate_recordset(NULL::reeve.kinds, $1)
         ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, priority = excluded.priority,
           attempts_max = excluded.attempts_max, payload_bytes_max = excluded.payload_bytes_max,
           runs_when_closing = excluded.runs_when_closing, app_may_enqueue = excluded.app_may_enqueue,
-          budget_secs = excluded.budget_secs",
+          budget_secs = excluded.budget_secs, deadline_secs = excluded.deadline_secs",
     )
     .bind(&specs)
     .execute(&mut *tx)

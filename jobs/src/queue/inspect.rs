@@ -278,7 +278,7 @@ pub async fn stuck(connection: &mut sqlx::PgConnection, lease_overdue_secs: i32)
 pub async fn stored_kinds(connection: &mut sqlx::PgConnection) -> sqlx::Result<Vec<serde_json::Value>> {
     sqlx::query_scalar(
         "-- inspect.stored_kinds
-        SELECT to_jsonb(k) || jsonb_build_object('cadence', CASE WHEN s.kind IS NOT NULL THEN
+        SELECT to_jsonb(k) - 'paused' || jsonb_build_object('cadence', CASE WHEN s.kind IS NOT NULL THEN
                  jsonb_build_object('cron', s.cron, 'window_secs', s.window_secs) END)
         FROM reeve.kinds k LEFT JOIN reeve.schedules s ON s.kind = k.name ORDER BY k.name",
     )

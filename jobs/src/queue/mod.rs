@@ -8,6 +8,8 @@ pub mod inspect;
 #[cfg(feature = "program")]
 pub mod operate;
 pub mod postgres;
+#[cfg(feature = "program")]
+pub mod waits;
 
 use std::{future::Future, time::Duration};
 

@@ -38,6 +38,7 @@ fn claimed(row: &PgRow, id: JobId, lease_token: LeaseToken) -> sqlx::Result<Clai
         traceparent: row.try_get(7)?,
         lease_token,
         proof: Proof::new(row.try_get(9)?),
+        urgent: row.try_get(10)?,
     })
 }
 

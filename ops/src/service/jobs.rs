@@ -6,6 +6,7 @@ use reeve_jobs::{
     queue::{
         inspect::{self, Change, Filter, JobDetail, JobSummary, Mark, Place},
         operate::{self, Act},
+        waits::{self, Why},
     },
 };
 use serde::Serialize;
@@ -49,6 +50,14 @@ pub async fn list(pool: &PgPool, place: Place, filter: &Filter, limit: i64) -> R
 
 pub async fn show(pool: &PgPool, id: JobId) -> Result<JobDetail, ServiceError> {
     inspect::find(pool, id).await?.ok_or(ServiceError::NoJob(id))
+}
+
+/// Why it waits; a job that is over waits for nothing.
+pub async fn why(pool: &PgPool, id: JobId) -> Result<Why, ServiceError> {
+    match waits::why(pool, id).await? {
+        Some(why) => Ok(why),
+        None => Err(not_live(pool, id).await),
+    }
 }
 
 /// Enqueues one job. The payload is decoded as a worker would before anything is sent, so that a job which no handler

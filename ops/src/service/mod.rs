@@ -31,7 +31,7 @@ pub enum ServiceError {
     Refused { code: String, message: String, hint: Option<String> },
     #[error("there is no job {0}, neither live nor in the history")]
     NoJob(JobId),
-    #[error("job {id} is over ({state}); only live and parked jobs can be retried or cancelled")]
+    #[error("job {id} is over ({state}); only live and parked jobs wait, and can be retried or cancelled")]
     JobOver { id: JobId, state: State },
     #[error("tenant \"{0}\" is not registered; `reeve tenants list` shows those that are")]
     NoTenant(TenantId),

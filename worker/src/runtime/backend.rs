@@ -247,6 +247,7 @@ mod tests {
                 traceparent: None,
                 lease_token: LeaseToken(uuid::Uuid::new_v4()),
                 proof: reeve_jobs::tenant::Proof::none(),
+                urgent: false,
             };
             match self.0.fetch_add(1, Ordering::Relaxed) {
                 0 => panic!("planted"),

@@ -1,7 +1,8 @@
 //! What is claimed and not started yet: handed out tenant by tenant, in turns.
 //!
 //! A claim is fair, but a batch of one tenant's jobs that was claimed a moment earlier would still hold up the next
-//! tenant's if jobs left in the order they came. In turns, a quiet tenant's job waits for one free slot.
+//! tenant's if jobs left in the order they came. In turns, a quiet tenant's job waits for one free slot. Jobs with a
+//! deadline go before all turns, in the order in which the claim brought them.
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -24,6 +25,8 @@ pub struct Buffer {
 #[derive(Debug, Default)]
 struct State {
     of_tenant: HashMap<TenantId, VecDeque<Job>>,
+    /// Of kinds with a deadline.
+    urgent: VecDeque<Job>,
     /// Tenants with jobs here, the next one first.
     turns: VecDeque<TenantId>,
     len: usize,
@@ -38,11 +41,15 @@ impl Buffer {
         if state.closed {
             return Err(Box::new(job));
         }
-        let tenant = job.claimed.tenant.clone();
-        let jobs = state.of_tenant.entry(tenant.clone()).or_default();
-        jobs.push_back(job);
-        if jobs.len() == 1 {
-            state.turns.push_back(tenant);
+        if job.claimed.urgent {
+            state.urgent.push_back(job);
+        } else {
+            let tenant = job.claimed.tenant.clone();
+            let jobs = state.of_tenant.entry(tenant.clone()).or_default();
+            jobs.push_back(job);
+            if jobs.len() == 1 {
+                state.turns.push_back(tenant);
+            }
         }
         state.len += 1;
         if let Some(worker) = state.worker.take() {
@@ -102,6 +109,10 @@ impl Buffer {
 
 impl State {
     fn pop(&mut self) -> Option<Job> {
+        if let Some(job) = self.urgent.pop_front() {
+            self.len -= 1;
+            return Some(job);
+        }
         let tenant = self.turns.pop_front()?;
         let jobs = self.of_tenant.get_mut(&tenant)?;
         let job = jobs.pop_front();
@@ -137,8 +148,24 @@ mod tests {
             traceparent: None,
             lease_token: token,
             proof: reeve_jobs::tenant::Proof::none(),
+            urgent: false,
         };
         Job::new(claimed, Lease::new(token))
+    }
+
+    #[test]
+    fn a_job_with_a_deadline_goes_before_all_turns() {
+        let buffer = Buffer::default();
+        for tenant in ["a", "b"] {
+            buffer.push(job(tenant)).expect("open");
+        }
+        let mut urgent = job("a");
+        urgent.claimed = std::sync::Arc::new(ClaimedJob { urgent: true, ..(*urgent.claimed).clone() });
+        let id = urgent.claimed.id;
+        buffer.push(urgent).expect("open");
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(matches!(buffer.poll_pop(&mut cx), Poll::Ready(job) if job.claimed.id == id));
+        assert_eq!(buffer.len(), 2);
     }
 
     #[test]
