@@ -4,6 +4,8 @@
 //! [`Scope`] opens its database, sets the context there, reads it back and asserts it. The database's row-level security
 //! and the scope's own checks are two layers: either alone refuses.
 pub mod context;
+#[cfg(feature = "program")]
+pub mod databases;
 pub mod directory;
 #[cfg(feature = "program")]
 pub mod flags;
