@@ -5,6 +5,8 @@ use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use clap::{Args, Parser, Subcommand};
 use reeve_jobs::{JobId, Kind, State, TenantId, catalogue::TableName, tenant::flags::Level};
 
+use crate::placement;
+
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -56,6 +58,16 @@ pub enum Noun {
     Flags {
         #[command(subcommand)]
         verb: Flags,
+    },
+    /// Where a tenant's rows are: look, prepare a database of its own, move
+    Placement {
+        #[command(subcommand)]
+        verb: placement::Verb,
+    },
+    /// Regions and buckets: look, declare
+    Regions {
+        #[command(subcommand)]
+        verb: placement::Regions,
     },
 }
 
@@ -337,7 +349,7 @@ fn job_id(text: &str) -> Result<JobId, String> {
 /// The audit log keeps this many characters.
 const REASON_CHARS_MAX: usize = 2_000;
 
-fn reason(text: &str) -> Result<String, String> {
+pub(crate) fn reason(text: &str) -> Result<String, String> {
     let text = text.trim();
     match text.chars().count() {
         0 => Err("say why: the reason is kept in the audit log".to_owned()),

@@ -11,6 +11,7 @@ mod audit;
 pub mod cli;
 pub mod config;
 pub mod output;
+pub mod placement;
 pub mod run;
 pub mod service;
 #[cfg(test)]

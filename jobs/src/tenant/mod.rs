@@ -9,8 +9,12 @@ pub mod databases;
 pub mod directory;
 #[cfg(feature = "program")]
 pub mod flags;
+pub mod identity;
 #[cfg(feature = "program")]
 pub mod inspect;
+#[cfg(feature = "program")]
+pub mod placements;
+pub mod region;
 pub mod scope;
 
 pub use context::{InvalidTenantId, TenantContext, TenantId};

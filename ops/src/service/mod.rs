@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod flags;
 pub mod jobs;
 pub mod migrate;
+pub mod placements;
 pub mod tenants;
 
 /// Why nothing was done.
