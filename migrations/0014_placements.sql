@@ -5,11 +5,11 @@
 -- cancel_move where nothing was placed. Each placing raises the epoch, which a dedicated database carries in its identity:
 -- the old database, a restored copy and another tenant's all differ from what a worker expects, and are refused.
 --
--- A dedicated database has this same schema and one row in reeve.identity; the control database has none there.
+-- A dedicated database has this same schema and one row in reeve.identity (0013_context.sql); the control database has
+-- none there.
 SET LOCAL lock_timeout = '10s';
 SET LOCAL ROLE reeve_owner;
 
-ALTER TABLE reeve.tenants ADD COLUMN IF NOT EXISTS moving boolean NOT NULL DEFAULT false; -- TEMPORARY
 CREATE TABLE reeve.regions (
   name              text COLLATE "C" PRIMARY KEY CHECK (name ~ '^[a-z0-9-]{1,32}$'),
   -- Whether this database may hold rows of the region's tenants. Where it may not, they wait for a dedicated one.
@@ -40,17 +40,18 @@ ALTER TABLE reeve.placements FORCE ROW LEVEL SECURITY;
 CREATE POLICY dispatch ON reeve.placements TO reeve_dispatch USING (true) WITH CHECK (true);
 GRANT SELECT, INSERT, UPDATE ON reeve.placements TO reeve_dispatch;
 
--- Whose database this is: one row in a dedicated one, none in the control database.
-CREATE TABLE reeve.identity (
+-- The key of a database that was prepared for the next placing, in its padded forms. It takes effect with that placing
+-- (reeve.placement_keys): until then the tenant's present database keeps its own.
+CREATE TABLE reeve.prepared_keys (
   tenant_id text COLLATE "C" PRIMARY KEY,
-  region    text COLLATE "C" NOT NULL,
   epoch     integer NOT NULL CHECK (epoch > 0),
-  singleton boolean NOT NULL DEFAULT true UNIQUE CHECK (singleton)
+  inner_pad bytea NOT NULL CHECK (octet_length(inner_pad) = 64),
+  outer_pad bytea NOT NULL CHECK (octet_length(outer_pad) = 64)
 );
-ALTER TABLE reeve.identity ENABLE ROW LEVEL SECURITY;
-ALTER TABLE reeve.identity FORCE ROW LEVEL SECURITY;
-CREATE POLICY dispatch ON reeve.identity TO reeve_dispatch USING (true) WITH CHECK (true);
-GRANT SELECT, INSERT, UPDATE ON reeve.identity TO reeve_dispatch;
+ALTER TABLE reeve.prepared_keys ENABLE ROW LEVEL SECURITY;
+ALTER TABLE reeve.prepared_keys FORCE ROW LEVEL SECURITY;
+CREATE POLICY dispatch ON reeve.prepared_keys TO reeve_dispatch USING (true) WITH CHECK (true);
+GRANT SELECT, INSERT, UPDATE, DELETE ON reeve.prepared_keys TO reeve_dispatch;
 
 SET LOCAL ROLE reeve_dispatch;
 
@@ -270,6 +271,16 @@ BEGIN
     RAISE EXCEPTION 'reeve: a dedicated placement has a URL' USING ERRCODE = 'RV005';
   END IF;
   PERFORM reeve.change_placement(t, url_sealed, r.name, epoch);
+  INSERT INTO reeve.placement_keys AS k (tenant_id, inner_pad, outer_pad)
+  SELECT p.tenant_id, p.inner_pad, p.outer_pad FROM reeve.prepared_keys p
+  WHERE p.tenant_id = tenant AND p.epoch = place_tenant.epoch
+  ON CONFLICT ON CONSTRAINT placement_keys_pkey
+  DO UPDATE SET inner_pad = excluded.inner_pad, outer_pad = excluded.outer_pad;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'reeve: no database was prepared for tenant "%" at epoch %', tenant, epoch USING ERRCODE = 'RV030',
+      HINT = format('Prepare it first: `reeve placement prepare %s`.', tenant);
+  END IF;
+  DELETE FROM reeve.prepared_keys p WHERE p.tenant_id = tenant;
   PERFORM reeve.audit_placement(tenant, 'placement.dedicated', ARRAY['placement', 'url', 'region', 'epoch'], actor, reason);
 END $$;
 
@@ -286,6 +297,7 @@ BEGIN
       HINT = format('If it may after all: `reeve regions declare %s --holds-shared-rows`.', region);
   END IF;
   PERFORM reeve.change_placement(t, NULL, r.name, next);
+  DELETE FROM reeve.placement_keys k WHERE k.tenant_id = tenant;
   PERFORM reeve.audit_placement(tenant, 'placement.shared', ARRAY['placement', 'region', 'epoch'], actor, reason);
   RETURN next;
 END $$;
@@ -357,15 +369,35 @@ CREATE FUNCTION reeve.placement(tenant text)
   FROM reeve.tenants t LEFT JOIN reeve.placements p ON p.tenant_id = t.id WHERE t.id = tenant
 $$;
 
--- What `reeve placement prepare` gives the new database: the epoch of the next placing. Changes nothing here.
-CREATE FUNCTION reeve.prepare_placement(tenant text, region text, actor text, reason text) RETURNS integer
-  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- The first half of `reeve placement prepare`: the epoch that the new database is to carry, and whether a database that is
+-- this tenant's already may be prepared anew: not while its jobs run there.
+CREATE FUNCTION reeve.prepare_placement(tenant text, region text, actor text, reason text)
+  RETURNS TABLE (epoch integer, may_renew boolean) LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   t reeve.tenants := reeve.lock_tenant(tenant);
   r reeve.regions := reeve.require_region(region);
 BEGIN
   PERFORM reeve.audit_placement(t.id, 'placement.prepared', ARRAY['identity'], actor, reason);
-  RETURN 1 + coalesce((SELECT p.epoch FROM reeve.placements p WHERE p.tenant_id = t.id), 0);
+  RETURN QUERY SELECT 1 + coalesce((SELECT p.epoch FROM reeve.placements p WHERE p.tenant_id = t.id), 0),
+                      t.moving AND reeve.running_jobs(t.id) = 0;
+END $$;
+
+-- The second half: the key that the new database has made for itself.
+CREATE FUNCTION reeve.keep_prepared_key(tenant text, epoch integer, inner_pad bytea, outer_pad bytea) RETURNS void
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t reeve.tenants := reeve.lock_tenant(tenant);
+  current integer := coalesce((SELECT p.epoch FROM reeve.placements p WHERE p.tenant_id = tenant), 0);
+BEGIN
+  IF epoch <> current + 1 THEN
+    RAISE EXCEPTION 'reeve: tenant "%" was placed meanwhile and is at epoch %', tenant, current USING ERRCODE = 'RV030',
+      HINT = 'Prepare the database again.';
+  END IF;
+  INSERT INTO reeve.prepared_keys AS k (tenant_id, epoch, inner_pad, outer_pad)
+  VALUES (t.id, keep_prepared_key.epoch, keep_prepared_key.inner_pad, keep_prepared_key.outer_pad)
+  ON CONFLICT ON CONSTRAINT prepared_keys_pkey
+  DO UPDATE SET epoch = excluded.epoch, inner_pad = excluded.inner_pad, outer_pad = excluded.outer_pad;
 END $$;
 
 -- A border that was about to be crossed by a command, not by a job (those are recorded when they are settled).
@@ -378,31 +410,55 @@ END $$;
 GRANT EXECUTE ON FUNCTION reeve.declare_region(text, boolean, text, text), reeve.declare_bucket(text, text, text, text),
   reeve.begin_move(text, text, text), reeve.place_tenant(text, bytea, text, integer, text, text),
   reeve.place_shared(text, text, text, text), reeve.end_move(text, text, text), reeve.cancel_move(text, text, text),
-  reeve.placement(text), reeve.prepare_placement(text, text, text, text), reeve.audit_mismatch(text, text, text) TO reeve_ops;
+  reeve.placement(text), reeve.prepare_placement(text, text, text, text),
+  reeve.keep_prepared_key(text, integer, bytea, bytea), reeve.audit_mismatch(text, text, text) TO reeve_ops;
 
--- In a database that becomes a tenant's own, as its administrator: says whose it is. Granted to nobody.
-CREATE FUNCTION reeve.set_identity(tenant text, region text, epoch integer) RETURNS void LANGUAGE plpgsql VOLATILE
+-- In a database that becomes a tenant's own, as its administrator: refuses one that is in use otherwise. Asked before the
+-- schema is touched as well. Granted to nobody.
+CREATE FUNCTION reeve.require_own_database(tenant text) RETURNS void LANGUAGE plpgsql STABLE
   SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  i reeve.identity;
+  other text := (SELECT i.tenant_id FROM reeve.identity i WHERE i.tenant_id <> tenant);
 BEGIN
-  SELECT * INTO i FROM reeve.identity x FOR UPDATE;
-  IF i.tenant_id <> tenant OR i.epoch > set_identity.epoch THEN
-    RAISE EXCEPTION 'reeve: this database is tenant "%"''s, at epoch %', i.tenant_id, i.epoch USING ERRCODE = 'RV031',
+  IF other IS NOT NULL THEN
+    RAISE EXCEPTION 'reeve: this database is tenant "%"''s', other USING ERRCODE = 'RV031',
       HINT = 'Each tenant has a database of its own; is the address right?';
   END IF;
   IF EXISTS (SELECT FROM reeve.tenants t WHERE t.id <> tenant) OR EXISTS (SELECT FROM reeve.placements)
-     OR (i.tenant_id IS NULL AND EXISTS (SELECT FROM reeve.jobs)) THEN
+     OR (EXISTS (SELECT FROM reeve.tenants) AND NOT EXISTS (SELECT FROM reeve.identity)) THEN
     RAISE EXCEPTION 'reeve: this database is in use as a shared or control database' USING ERRCODE = 'RV031',
-      HINT = 'A dedicated database starts empty of Reeve''s rows; is the address right?';
+      HINT = 'A dedicated database starts without tenants; is the address right?';
+  END IF;
+END $$;
+
+-- Says whose it is, and makes its key, which its administrator takes to the control database.
+CREATE FUNCTION reeve.set_identity(tenant text, region text, epoch integer, may_renew boolean)
+  RETURNS TABLE (inner_pad bytea, outer_pad bytea) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  key bytea := sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()));
+  was integer := (SELECT i.epoch FROM reeve.identity i);
+BEGIN
+  PERFORM reeve.require_own_database(tenant);
+  IF was > epoch THEN
+    RAISE EXCEPTION 'reeve: this database is at epoch % already, which is later than %', was, epoch USING ERRCODE = 'RV031',
+      HINT = 'Is the control database an old copy?';
+  END IF;
+  -- Of the same epoch it was prepared for this very placing, and nothing lives in it yet.
+  IF was < epoch AND NOT may_renew THEN
+    RAISE EXCEPTION 'reeve: this database is tenant "%"''s now, and its jobs may run in it', tenant USING ERRCODE = 'RV030',
+      HINT = format('Begin the move first (`reeve placement move %s`), and wait until none runs.', tenant);
   END IF;
   INSERT INTO reeve.regions AS r (name, holds_shared_rows) VALUES (set_identity.region, false)
   ON CONFLICT ON CONSTRAINT regions_pkey DO NOTHING;
   -- The tenant's own row, for whatever refers to it here. Jobs are claimed in the control database alone.
   INSERT INTO reeve.tenants AS t (id, name, placement, region) VALUES (tenant, tenant, 'dedicated', set_identity.region)
   ON CONFLICT ON CONSTRAINT tenants_pkey DO UPDATE SET placement = 'dedicated', region = excluded.region;
-  INSERT INTO reeve.identity AS x (tenant_id, region, epoch) VALUES (tenant, set_identity.region, set_identity.epoch)
-  ON CONFLICT ON CONSTRAINT identity_pkey DO UPDATE SET region = excluded.region, epoch = excluded.epoch;
+  RETURN QUERY
+  INSERT INTO reeve.identity AS x (tenant_id, region, epoch, inner_pad, outer_pad)
+  VALUES (tenant, set_identity.region, set_identity.epoch, reeve.padded_key(key, 54), reeve.padded_key(key, 92))
+  ON CONFLICT ON CONSTRAINT identity_pkey DO UPDATE SET region = excluded.region, epoch = excluded.epoch,
+    inner_pad = excluded.inner_pad, outer_pad = excluded.outer_pad
+  RETURNING x.inner_pad, x.outer_pad;
 END $$;
 
 RESET ROLE;

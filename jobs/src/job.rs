@@ -19,7 +19,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::tenant::TenantId;
+use crate::tenant::{Proof, TenantId};
 
 /// A job's id: a UUID that sorts by time (RFC 9562, version 7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, sqlx::Type)]
@@ -125,6 +125,8 @@ pub struct ClaimedJob {
     pub rescues: i32,
     pub traceparent: Option<String>,
     pub lease_token: LeaseToken,
+    /// Lets this job's holder into its tenant's rows, as long as it holds the lease.
+    pub proof: Proof,
 }
 
 /// How an attempt ended. A value, not an error: the handler says what is to happen next.

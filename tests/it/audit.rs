@@ -154,11 +154,12 @@ async fn each_tampering_is_found_at_its_entry() {
 async fn concurrent_writers_leave_unbroken_chains() {
     let db = TestDatabase::new().await;
     let tenants = [db.tenant("a").await, db.tenant("b").await];
+    let proofs = [db.proof(&tenants[0]).await, db.proof(&tenants[1]).await];
     let directory = Directory::new(db.pool("reeve_worker").await);
     let writers = (0..8).map(|writer| {
-        let (directory, tenant) = (directory.clone(), tenants[writer % 2].clone());
+        let (directory, tenant, proof) = (directory.clone(), tenants[writer % 2].clone(), proofs[writer % 2].clone());
         tokio::spawn(async move {
-            let context = TenantContext { tenant, region: "default".into(), job: None };
+            let context = TenantContext::new(tenant, "default", proof);
             for n in 0..50 {
                 let mut scope = Scope::open(&directory, &context).await.expect("a scope");
                 let target = format!("thing:{writer}-{n}");

@@ -60,7 +60,12 @@ async fn a_database_behind_the_program_is_refused() {
 async fn an_endpoint_on_a_private_address_or_with_a_bad_secret_is_refused() {
     let town = Town::new().await;
     let url = town.db.url("reeve_worker");
-    let env = [("REEVE_WORKER__DATABASE_URL", url.as_str()), ("REEVE_WORKER__ROOT_KEY", ROOT_KEY)];
+    let ops = town.db.url("reeve_ops");
+    let env = [
+        ("REEVE_WORKER__DATABASE_URL", url.as_str()),
+        ("REEVE_WORKER__ROOT_KEY", ROOT_KEY),
+        ("REEVE_WORKER__OPS_DATABASE_URL", ops.as_str()),
+    ];
     let add = ["endpoint", "add", "--tenant", "a", "--url"];
     for (to, says) in [
         ("https://10.0.0.7/hook", "10.0.0.7"),
@@ -83,6 +88,9 @@ async fn an_endpoint_on_a_private_address_or_with_a_bad_secret_is_refused() {
     let (succeeded, said) =
         worker(&env, &["endpoint", "add", "--tenant", "nobody", "--url", "https://example.com/"]).await;
     assert!(!succeeded && said.contains("\"nobody\" is not registered"), "{said}");
+    let (succeeded, said) =
+        worker(&env[..2], &["endpoint", "add", "--tenant", "a", "--url", "https://example.com/"]).await;
+    assert!(!succeeded && said.contains("worker.ops_database_url is missing"), "{said}");
     assert_eq!(town.count("SELECT count(*) FROM reeve.webhook_endpoints").await, 0);
     assert_eq!(town.count("SELECT count(*) FROM reeve.webhook_secrets").await, 0);
 }

@@ -81,7 +81,7 @@ async fn without_the_programs_checks_the_database_shows_and_changes_nothing_of_a
     let (town, _receiver, endpoint_b, delivery_b) = furnished().await;
     // The worker's login, tenant a's context, and no Scope: what a handler full of bugs could do.
     let mut tx = town.worker.begin().await.expect("begin");
-    client::set_tenant(&mut tx, &town.a).await.expect("context");
+    town.hold(&mut tx, &town.a).await;
     for table in TABLES {
         let sql = format!("SELECT count(*) FROM reeve.{table} WHERE tenant_id <> 'a'");
         let seen: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut *tx).await.expect("a count");
@@ -231,14 +231,14 @@ async fn a_row_that_is_nobodys_is_no_attack() {
 #[tokio::test]
 async fn a_tenant_of_another_region_or_closed_gets_no_scope() {
     let town = Town::new().await;
-    let context = TenantContext::new(town.a.clone(), "eu");
+    let context = TenantContext { region: "eu".into(), ..town.context(&town.a).await };
     let refused = Scope::open(&town.directory(), &context).await;
     assert!(matches!(refused, Err(ScopeError::Mismatch(ref why)) if why.contains("eu")), "{refused:?}");
     sqlx::query("UPDATE reeve.tenants SET state = 'closed' WHERE id = 'a'")
         .execute(&town.db.admin)
         .await
         .expect("closed");
-    let refused = Scope::open(&town.directory(), &town.context(&town.a)).await;
+    let refused = Scope::open(&town.directory(), &town.context(&town.a).await).await;
     assert!(matches!(refused, Err(ScopeError::Closed(_))), "{refused:?}");
 }
 
@@ -246,11 +246,11 @@ async fn a_tenant_of_another_region_or_closed_gets_no_scope() {
 async fn a_database_that_holds_another_context_gets_no_scope() {
     let town = Town::new().await;
     // Whatever the reason may be (a pooler between, a function replaced): what is read back decides, not what was asked.
-    sqlx::query("CREATE OR REPLACE FUNCTION reeve.tenant() RETURNS text LANGUAGE sql STABLE RETURN 'b'")
+    sqlx::query("CREATE OR REPLACE FUNCTION reeve.held_tenant() RETURNS text LANGUAGE sql STABLE RETURN 'b'")
         .execute(&town.db.admin)
         .await
         .expect("replaced");
-    let refused = Scope::open(&town.directory(), &town.context(&town.a)).await;
+    let refused = Scope::open(&town.directory(), &town.context(&town.a).await).await;
     assert!(matches!(refused, Err(ScopeError::Mismatch(ref why)) if why.contains("\"b\"")), "{refused:?}");
 }
 
@@ -316,7 +316,7 @@ async fn a_cancelled_scope_leaves_no_context_behind() {
     let (town, ..) = furnished().await;
     let pool = reeve_jobs::program::db::pool(town.db.options("reeve_worker"), 1).await.expect("a pool");
     let directory = reeve_jobs::tenant::Directory::new(pool.clone());
-    let context = town.context(&town.a);
+    let context = town.context(&town.a).await;
     for _ in 0..20 {
         for n in 1.. {
             let ended = dropped_at_wait(n, async {

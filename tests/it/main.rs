@@ -9,6 +9,7 @@ mod support;
 mod architecture;
 mod audit;
 mod bad_input;
+mod capability;
 mod chaos;
 mod claim;
 mod end_to_end;

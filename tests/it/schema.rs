@@ -36,13 +36,16 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.emit(text,jsonb,text)", &["reeve_app"]),
     ("reeve.enqueue(text,jsonb,text,timestamp with time zone,integer,text,text)", &["reeve_app"]),
     ("reeve.enqueue_many(jsonb,text)", &["reeve_app"]),
-    ("reeve.flag(text)", &["reeve_app", "reeve_worker"]),
+    ("reeve.flag(text)", &["reeve_app"]),
     ("reeve.flags_in_force(text,text)", &["reeve_ops"]),
+    ("reeve.held_flag(text)", &["reeve_worker"]),
+    ("reeve.held_tenant()", &["reeve_worker"]),
     ("reeve.history_upkeep(integer,integer)", &["reeve_scheduler"]),
     ("reeve.job_history_rows_between(date,date)", &["reeve_owner"]),
     ("reeve.mark_started(uuid,uuid)", &["reeve_worker"]),
     ("reeve.new_id()", &["reeve_app", "reeve_worker"]),
     ("reeve.oldest_transaction()", &["reeve_ops"]),
+    ("reeve.open_session(text,text,text,integer)", &["reeve_ops"]),
     ("reeve.ops_enqueue(text,text,jsonb,text,text)", &["reeve_ops"]),
     ("reeve.promote(integer)", &["reeve_scheduler"]),
     ("reeve.prune(integer,integer,integer)", &["reeve_scheduler"]),
@@ -51,6 +54,7 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.renew(uuid[],uuid[],double precision)", &["reeve_worker"]),
     ("reeve.rescue(integer)", &["reeve_scheduler"]),
     ("reeve.retry_job(uuid,text,text)", &["reeve_ops"]),
+    ("reeve.rotate_context_key(text,text)", &["reeve_ops"]),
     (
         "reeve.schedule_fire(text,timestamp with time zone,timestamp with time zone,timestamp with time zone)",
         &["reeve_scheduler"],
@@ -188,22 +192,24 @@ async fn granted_partitions(db: &mut PgConnection) -> Vec<String> {
     .await
 }
 
-/// Whoever speaks for a tenant is bound to it by every policy, or by a restrictive one beside it. Others have a policy only
+/// Whoever speaks for a tenant is bound to it by every policy, or by a restrictive one beside it: a worker with proof, the app
+/// by naming it. Others have a policy only
 /// where nothing of theirs is reached by a caller's choice: reeve_dispatch behind its functions, reeve_ops to read.
 async fn loose_policies(db: &mut PgConnection) -> Vec<String> {
     strings(
         db,
         "WITH policy AS (
-          SELECT p.*, format('(%s = ( SELECT reeve.tenant() AS tenant))',
+          SELECT p.*, format(CASE WHEN 'reeve_worker' = ANY (p.roles) THEN '(%s = ( SELECT reeve.held_tenant() AS held_tenant))'
+                                  ELSE '(%s = ( SELECT reeve.tenant() AS tenant))' END,
                              CASE p.tablename WHEN 'tenants' THEN 'id' ELSE 'tenant_id' END) AS guard
           FROM pg_policies p WHERE p.schemaname = 'reeve'),
         tenants_own AS (SELECT * FROM policy WHERE NOT roles <@ ARRAY['reeve_dispatch', 'reeve_ops']::name[])
         SELECT format('reeve.%s: policy %s for %s is not bound to the tenant', p.tablename, p.policyname, p.roles)
-        FROM tenants_own p
+        FROM tenants_own p CROSS JOIN LATERAL unnest(p.roles) AS m (role)
         WHERE NOT (coalesce(p.qual, p.guard) = p.guard AND coalesce(p.with_check, p.guard) = p.guard)
           AND NOT EXISTS (
             SELECT FROM tenants_own r WHERE r.tablename = p.tablename AND r.permissive = 'RESTRICTIVE' AND r.cmd = 'ALL'
-              AND r.qual = r.guard AND r.with_check = r.guard AND p.roles <@ r.roles)
+              AND r.qual = r.guard AND r.with_check = r.guard AND m.role = ANY (r.roles))
         UNION ALL
         SELECT format('reeve.%s: policy %s is for %s, who has no business with rows', p.tablename, p.policyname, p.roles)
         FROM policy p WHERE NOT p.roles <@ ARRAY['reeve_app', 'reeve_worker', 'reeve_dispatch', 'reeve_ops']::name[]
@@ -351,6 +357,16 @@ const BREACHES: &[(&str, &str, &str)] = &[
         "loose_policies",
         "reeve.jobs: policy own_rows for",
     ),
+    (
+        "ALTER POLICY held_rows ON reeve.jobs USING (tenant_id = (SELECT reeve.tenant()))",
+        "loose_policies",
+        "reeve.jobs: policy held_rows for",
+    ),
+    (
+        "ALTER POLICY own_rows ON reeve.jobs TO reeve_app, reeve_worker",
+        "loose_policies",
+        "reeve.jobs: policy own_rows for",
+    ),
     ("ALTER POLICY own_row ON reeve.tenants USING (true)", "loose_policies", "reeve.tenants: policy own_row for"),
     (
         "DROP POLICY tenant_guard ON reeve.webhook_secrets",
@@ -358,7 +374,7 @@ const BREACHES: &[(&str, &str, &str)] = &[
         "reeve.webhook_secrets: policy tenant_rows for",
     ),
     (
-        "ALTER POLICY tenant_guard ON reeve.webhook_events TO reeve_app",
+        "DROP POLICY held_guard ON reeve.webhook_events",
         "loose_policies",
         "reeve.webhook_events: policy tenant_rows for",
     ),

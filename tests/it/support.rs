@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::{HeaderMap, Request, Response, StatusCode, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use reeve_jobs::{
-    TenantContext, TenantId,
+    TenantContext, TenantId, client,
     clock::SystemClock,
     job::JobId,
     queue::PostgresQueue,
@@ -36,7 +36,7 @@ use reeve_worker::{
     environment::Environment,
     runtime::{Fleet, FleetConfig, Handler, fleet::Slots},
 };
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use tokio::{net::TcpListener, process::Child};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -82,12 +82,19 @@ impl Town {
         Duties { environment: self.environment() }
     }
 
-    pub fn context(&self, tenant: &TenantId) -> TenantContext {
-        TenantContext::new(tenant.clone(), "default")
+    pub async fn context(&self, tenant: &TenantId) -> TenantContext {
+        TenantContext::new(tenant.clone(), "default", self.db.proof(tenant).await)
+    }
+
+    /// Lets a transaction of the worker's login speak for this tenant, past `Scope`.
+    pub async fn hold(&self, tx: &mut PgConnection, tenant: &TenantId) {
+        client::set_tenant(tx, tenant).await.expect("context");
+        let proof = self.db.proof(tenant).await.into_secret_text();
+        sqlx::query("SELECT set_config('reeve.context', $1, true)").bind(proof).execute(tx).await.expect("proof");
     }
 
     pub async fn scope(&self, tenant: &TenantId) -> Scope {
-        Scope::open(&self.directory(), &self.context(tenant)).await.expect("a scope")
+        Scope::open(&self.directory(), &self.context(tenant).await).await.expect("a scope")
     }
 
     /// Registers an endpoint of this tenant and returns its id and secret (`whsec_…`).

@@ -17,6 +17,8 @@ use crate::{
 pub struct Config {
     /// Of role `reeve_worker`.
     pub database_url: Redacted<String>,
+    /// Of role `reeve_ops`, or a member of it; for `reeve-worker endpoint` alone, which asks there for its way into a tenant.
+    pub ops_database_url: Option<Redacted<String>>,
     /// 32 bytes in base64; seals webhook secrets.
     pub root_key: Redacted<String>,
     /// Unique among running workers; made from host and process when left out.

@@ -8,9 +8,9 @@ use reeve_jobs::{
     TenantContext, TenantId,
     clock::SystemClock,
     program::{config, db, install_tls_provider, migrate, shutdown, telemetry},
-    queue::PostgresQueue,
+    queue::{PostgresQueue, operate::Act},
     seal::RootKey,
-    tenant::{Directory, Scope},
+    tenant::{Directory, Scope, session},
 };
 use reeve_worker::{
     clients::http::WebhookClient,
@@ -132,14 +132,14 @@ async fn endpoint(config: &Config, env: &Environment, command: EndpointCommand) 
     let answer = match command {
         EndpointCommand::Add { tenant, url, event_types, secret_from_env } => {
             let secret = if secret_from_env { given_secret()? } else { made };
-            let mut scope = open(config, env, tenant).await?;
+            let mut scope = open(config, env, tenant, &actor, "register a webhook endpoint").await?;
             let new = NewEndpoint { url: &url, event_types: &event_types, secret: &secret };
             let id = endpoints::register(&mut scope, &env.root_key, &env.url_policy, &new, &actor).await?;
             scope.commit().await?;
             serde_json::json!({"id": id, "version": 1, "secret": secret.reveal().as_str()})
         }
         EndpointCommand::RotateSecret { tenant, id, overlap_hours } => {
-            let mut scope = open(config, env, tenant).await?;
+            let mut scope = open(config, env, tenant, &actor, "rotate a webhook endpoint's secret").await?;
             let version = endpoints::rotate(&mut scope, &env.root_key, id, &made, overlap_hours, &actor).await?;
             scope.commit().await?;
             serde_json::json!({"id": id, "version": version, "secret": made.reveal().as_str()})
@@ -153,6 +153,15 @@ fn given_secret() -> Result<SigningSecret> {
     SigningSecret::parse(&text).context("REEVE_ENDPOINT_SECRET")
 }
 
-async fn open(config: &Config, env: &Environment, tenant: TenantId) -> Result<Scope> {
-    Ok(Scope::open(&env.directory, &TenantContext::new(tenant, config.region.as_str())).await?)
+/// A tenant's scope without a job. It takes two logins: the operators', which says who wants in and why and is given the
+/// proof, and the worker's, which may use it.
+async fn open(config: &Config, env: &Environment, tenant: TenantId, actor: &str, reason: &str) -> Result<Scope> {
+    const KEY: &str = "worker.ops_database_url";
+    let Some(url) = &config.ops_database_url else {
+        bail!("{KEY} is missing: let it log in as reeve_ops, which records who opens a tenant's scope by hand");
+    };
+    let ops = db::connect(KEY, url, "reeve-worker", 1).await?;
+    let proof = session::open(&ops, &tenant, Act { actor, reason }).await.context("no way into the tenant's scope")?;
+    ops.close().await;
+    Ok(Scope::open(&env.directory, &TenantContext::new(tenant, config.region.as_str(), proof)).await?)
 }

@@ -17,7 +17,8 @@ use crate::redact::Redacted;
 pub(crate) const PROVE_IDLE: &str = "-- db.prove_idle
 DO $$ BEGIN
   ROLLBACK;
-  IF nullif(current_setting('reeve.tenant_id', true), '') IS NOT NULL THEN
+  IF nullif(current_setting('reeve.tenant_id', true), '') IS NOT NULL
+     OR nullif(current_setting('reeve.context', true), '') IS NOT NULL THEN
     RAISE EXCEPTION 'reeve: a tenant context outlived its transaction';
   END IF;
 END $$";

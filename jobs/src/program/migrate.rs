@@ -10,7 +10,7 @@ use sqlx::{
 
 use crate::kinds::Kind;
 
-const FILES: [(i64, &str, &str); 13] = [
+const FILES: [(i64, &str, &str); 14] = [
     (1, "roles", include_str!("../../../migrations/0001_roles.sql")),
     (2, "tenants", include_str!("../../../migrations/0002_tenants.sql")),
     (3, "kinds", include_str!("../../../migrations/0003_kinds.sql")),
@@ -23,6 +23,7 @@ const FILES: [(i64, &str, &str); 13] = [
     (10, "queue_upkeep", include_str!("../../../migrations/0010_queue_upkeep.sql")),
     (11, "audit_chain", include_str!("../../../migrations/0011_audit_chain.sql")),
     (12, "flags", include_str!("../../../migrations/0012_flags.sql")),
+    (13, "context", include_str!("../../../migrations/0013_context.sql")),
     (14, "placements", include_str!("../../../migrations/0014_placements.sql")),
 ];
 
@@ -92,12 +93,14 @@ async fn copy_kinds(admin: &mut PgConnection) -> sqlx::Result<()> {
     let mut tx = admin.begin().await?;
     sqlx::query(
         "-- migrate.copy_kinds
-        INSERT INTO reeve.kinds (name, queue, priority, attempts_max, payload_bytes_max, runs_when_closing, app_may_enqueue)
-        SELECT name, queue, priority, attempts_max, payload_bytes_max, runs_when_closing, app_may_enqueue
+        INSERT INTO reeve.kinds (name, queue, priority, attempts_max, payload_bytes_max, runs_when_closing, app_may_enqueue,
+                                 budget_secs)
+        SELECT name, queue, priority, attempts_max, payload_bytes_max, runs_when_closing, app_may_enqueue, budget_secs
         FROM jsonb_populate_recordset(NULL::reeve.kinds, $1)
         ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, priority = excluded.priority,
           attempts_max = excluded.attempts_max, payload_bytes_max = excluded.payload_bytes_max,
-          runs_when_closing = excluded.runs_when_closing, app_may_enqueue = excluded.app_may_enqueue",
+          runs_when_closing = excluded.runs_when_closing, app_may_enqueue = excluded.app_may_enqueue,
+          budget_secs = excluded.budget_secs",
     )
     .bind(&specs)
     .execute(&mut *tx)

@@ -6,7 +6,7 @@ use sqlx::{PgPool, Row, postgres::PgRow};
 use super::{Claim, Lane, Queue, QueueError, Renewed, Settlement};
 use crate::{
     job::{ClaimedJob, JobId, LeaseToken},
-    tenant::TenantId,
+    tenant::{Proof, TenantId},
 };
 
 /// See the module's head. Clones share the pool.
@@ -37,6 +37,7 @@ fn claimed(row: &PgRow, id: JobId, lease_token: LeaseToken) -> sqlx::Result<Clai
         rescues: row.try_get(6)?,
         traceparent: row.try_get(7)?,
         lease_token,
+        proof: Proof::new(row.try_get(9)?),
     })
 }
 

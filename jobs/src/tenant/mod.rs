@@ -16,7 +16,9 @@ pub mod inspect;
 pub mod placements;
 pub mod region;
 pub mod scope;
+#[cfg(feature = "program")]
+pub mod session;
 
-pub use context::{InvalidTenantId, TenantContext, TenantId};
+pub use context::{InvalidTenantId, Proof, TenantContext, TenantId};
 pub use directory::{Directory, DirectoryError, Placement, TenantEntry, TenantState};
 pub use scope::{FAULT_PAUSE, Rows, Scope, ScopeError, TenantRow, is_passing_fault};

@@ -7,7 +7,10 @@ use serde::Serialize;
 use sqlx::{Connection, PgConnection, PgPool, Row};
 
 use super::TenantId;
-use crate::queue::operate::Act;
+use crate::{
+    program::migrate::{self, MigrateError},
+    queue::operate::Act,
+};
 
 /// A tenant's place, and how far its move is. Without the URL, which only a worker can open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -125,28 +128,97 @@ pub async fn audit_mismatch(pool: &PgPool, tenant: &TenantId, actor: &str, why: 
         .map(drop)
 }
 
-/// The epoch that a database prepared now is to carry; audited, and changes nothing.
-pub async fn next_epoch(pool: &PgPool, tenant: &TenantId, region: &str, act: Act<'_>) -> sqlx::Result<i32> {
-    sqlx::query_scalar("-- placements.prepare\nSELECT reeve.prepare_placement($1, $2, $3, $4)")
+/// Makes a database this tenant's own, for the next placing: it gets this build's schema, its identity and a key. `admin` is
+/// a connection of that database's administrator. Returns the epoch. A database that is in use otherwise is refused before
+/// anything is changed in it.
+pub async fn prepare(
+    pool: &PgPool,
+    admin: &mut PgConnection,
+    tenant: &TenantId,
+    region: &str,
+    act: Act<'_>,
+) -> Result<i32, MigrateError> {
+    let (epoch, may_renew): (i32, bool) =
+        sqlx::query_as("-- placements.prepare\nSELECT epoch, may_renew FROM reeve.prepare_placement($1, $2, $3, $4)")
+            .bind(tenant.as_str())
+            .bind(region)
+            .bind(act.actor)
+            .bind(act.reason)
+            .fetch_one(pool)
+            .await?;
+    require_own_database(admin, tenant).await?;
+    migrate::run(admin).await?;
+    let (inner_pad, outer_pad) = set_identity(admin, tenant, region, epoch, may_renew).await?;
+    sqlx::query("-- placements.keep_prepared_key\nSELECT reeve.keep_prepared_key($1, $2, $3, $4)")
         .bind(tenant.as_str())
-        .bind(region)
-        .bind(act.actor)
-        .bind(act.reason)
-        .fetch_one(pool)
-        .await
+        .bind(epoch)
+        .bind(inner_pad)
+        .bind(outer_pad)
+        .execute(pool)
+        .await?;
+    Ok(epoch)
 }
 
-/// In the new database, migrated, as its administrator: says whose it is.
-pub async fn set_identity(admin: &mut PgConnection, tenant: &TenantId, region: &str, epoch: i32) -> sqlx::Result<()> {
+/// An older Reeve schema, one without the question, is in use as something else: dedicated databases came with it.
+async fn require_own_database(admin: &mut PgConnection, tenant: &TenantId) -> sqlx::Result<()> {
     let mut tx = admin.begin().await?;
-    sqlx::query("-- placements.become_dispatch\nSET LOCAL ROLE reeve_dispatch").execute(&mut *tx).await?;
-    sqlx::query("-- placements.set_identity\nSELECT reeve.set_identity($1, $2, $3)")
-        .bind(tenant.as_str())
-        .bind(region)
-        .bind(epoch)
+    let (ours, asks): (bool, bool) = sqlx::query_as(
+        "-- placements.ours
+        SELECT to_regclass('reeve.tenants') IS NOT NULL, to_regproc('reeve.require_own_database') IS NOT NULL",
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    if !ours {
+        return Ok(());
+    }
+    become_dispatch(&mut tx).await?;
+    if asks {
+        sqlx::query("-- placements.require_own_database\nSELECT reeve.require_own_database($1)")
+            .bind(tenant.as_str())
+            .execute(&mut *tx)
+            .await
+            .map(drop)
+    } else {
+        sqlx::query(
+            "-- placements.refuse_old
+            DO $$ BEGIN
+              IF EXISTS (SELECT FROM reeve.tenants) THEN
+                RAISE EXCEPTION 'reeve: this database is in use as a shared or control database' USING ERRCODE = 'RV031',
+                  HINT = 'A dedicated database starts without tenants; is the address right?';
+              END IF;
+            END $$",
+        )
         .execute(&mut *tx)
-        .await?;
-    tx.commit().await
+        .await
+        .map(drop)
+    }
+}
+
+async fn become_dispatch(tx: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query("-- placements.become_dispatch\nSET LOCAL ROLE reeve_dispatch").execute(tx).await.map(drop)
+}
+
+/// Returns the key's two padded forms.
+async fn set_identity(
+    admin: &mut PgConnection,
+    tenant: &TenantId,
+    region: &str,
+    epoch: i32,
+    may_renew: bool,
+) -> sqlx::Result<(Vec<u8>, Vec<u8>)> {
+    let mut tx = admin.begin().await?;
+    become_dispatch(&mut tx).await?;
+    let pads = sqlx::query_as(
+        "-- placements.set_identity\nSELECT inner_pad, outer_pad FROM reeve.set_identity($1, $2, $3, $4)",
+    )
+    .bind(tenant.as_str())
+    .bind(region)
+    .bind(epoch)
+    .bind(may_renew)
+    .fetch_one(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(pads)
 }
 
 /// A declared region.

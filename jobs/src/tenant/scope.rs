@@ -1,17 +1,18 @@
 //! A transaction that is one tenant's, and proves it: the only way to a tenant's rows.
 //!
-//! Opening: look the tenant up, check region and state, begin on its database, `set_config(…, true)` with a bound
-//! parameter, and read the setting back in the same statement. Then every row that comes out must carry the tenant's id
-//! ([`TenantRow`]), and every write must return the tenant of each row it changed and say how many it means to change
-//! ([`Rows`]), because under row-level security a write to another tenant's row is a silent zero.
+//! Opening: look the tenant up, check region and state, and in one trip begin on its database, set tenant and proof for this
+//! transaction, let the database verify the proof, and read back whom it holds us for. Then every row that comes out must
+//! carry the tenant's id ([`TenantRow`]), and every write must return the tenant of each row it changed and say how many it
+//! means to change ([`Rows`]), because under row-level security a write to another tenant's row is a silent zero.
 //!
-//! The setting is local to the transaction, so it dies with it. A future that is dropped half-way leaves the connection
-//! inside the transaction; the pool's `after_release` (see `program::db`) then closes the connection instead of handing
-//! it to the next tenant.
+//! The settings are local to the transaction, so they die with it. A future that is dropped half-way leaves the connection
+//! inside the transaction: a dropped scope rolls back in a task of its own, and should that be missed, the pool's
+//! `after_release` (see `program::db`) closes the connection instead of handing it to the next tenant.
 use std::time::Duration;
 
 use sqlx::{
-    FromRow, Postgres, Row, Transaction,
+    AssertSqlSafe, Executor, FromRow, PgConnection, Postgres, Row,
+    pool::PoolConnection,
     postgres::{PgArguments, PgRow},
     query::{QueryAs, QueryScalar},
 };
@@ -49,7 +50,7 @@ pub enum ScopeError {
 /// See the module's head.
 #[derive(Debug)]
 pub struct Scope {
-    tx: Transaction<'static, Postgres>,
+    line: Line,
     tenant: TenantId,
 }
 
@@ -71,20 +72,18 @@ impl Scope {
             clippy::disallowed_methods,
             reason = "the scope is the one place that may begin a tenant's transaction"
         )]
-        let mut tx = pool.begin().await?;
-        let row = sqlx::query(
-            "-- scope.open\nSELECT set_config('reeve.tenant_id', $1, true), current_setting('reeve.tenant_id'), reeve.tenant()",
-        )
-        .bind(tenant.as_str())
-        .fetch_one(&mut *tx)
-        .await?;
-        let (set, held): (&str, &str) = (row.try_get(1)?, row.try_get(2)?);
-        if set != tenant.as_str() || held != tenant.as_str() {
+        let connection = pool.acquire().await?;
+        // A scope from here on, so that whatever fails below is rolled back.
+        let mut scope = Self { line: Line(Some(connection)), tenant: tenant.clone() };
+        let row = sqlx::raw_sql(AssertSqlSafe(opening(context))).fetch_one(scope.line.connection()).await?;
+        let (set, held): (&str, Option<&str>) = (row.try_get(2)?, row.try_get(3)?);
+        if set != tenant.as_str() || held != Some(tenant.as_str()) {
             return Err(ScopeError::Mismatch(format!(
-                "the job is tenant \"{tenant}\"'s, the database holds the context of \"{held}\""
+                "the job is tenant \"{tenant}\"'s, the database holds the context of \"{}\"",
+                held.unwrap_or_default()
             )));
         }
-        Ok(Self { tx, tenant: tenant.clone() })
+        Ok(scope)
     }
 
     pub fn tenant(&self) -> &TenantId {
@@ -96,7 +95,7 @@ impl Scope {
         &mut self,
         query: QueryAs<'_, Postgres, T, PgArguments>,
     ) -> Result<Option<T>, ScopeError> {
-        let row = query.fetch_optional(&mut *self.tx).await?;
+        let row = query.fetch_optional(self.line.connection()).await?;
         row.map(|row| self.own(row)).transpose()
     }
 
@@ -105,7 +104,7 @@ impl Scope {
         &mut self,
         query: QueryAs<'_, Postgres, T, PgArguments>,
     ) -> Result<Vec<T>, ScopeError> {
-        let rows = query.fetch_all(&mut *self.tx).await?;
+        let rows = query.fetch_all(self.line.connection()).await?;
         rows.into_iter().map(|row| self.own(row)).collect()
     }
 
@@ -115,7 +114,7 @@ impl Scope {
         T: Send + Unpin,
         (T,): for<'r> FromRow<'r, PgRow>,
     {
-        Ok(query.fetch_one(&mut *self.tx).await?)
+        Ok(query.fetch_one(self.line.connection()).await?)
     }
 
     /// A write that must change as many rows as it means to, each this tenant's: the statement ends in
@@ -125,7 +124,7 @@ impl Scope {
         query: QueryScalar<'_, Postgres, String, PgArguments>,
         expected: Rows,
     ) -> Result<u64, ScopeError> {
-        let owners = query.fetch_all(&mut *self.tx).await?;
+        let owners = query.fetch_all(self.line.connection()).await?;
         if owners.iter().any(|owner| owner != self.tenant.as_str()) {
             return Err(ScopeError::Mismatch(format!(
                 "a write in the scope of \"{}\" reached a row of another tenant and was undone",
@@ -153,7 +152,7 @@ impl Scope {
             .bind(entry.job.map(|(_, attempt)| attempt))
             .bind(entry.trace_id)
             .bind(entry.source_ip_hash.map(|hash| hash.to_vec()))
-            .fetch_one(&mut *self.tx)
+            .fetch_one(self.line.connection())
             .await?;
         if written == self.tenant.as_str() {
             Ok(())
@@ -163,8 +162,12 @@ impl Scope {
     }
 
     /// Dropping the scope instead rolls everything back.
-    pub async fn commit(self) -> Result<(), ScopeError> {
-        Ok(self.tx.commit().await?)
+    pub async fn commit(mut self) -> Result<(), ScopeError> {
+        // COMMIT alone answers a transaction in which a statement failed with a silent rollback; any statement before it,
+        // with an error.
+        self.line.connection().execute("-- scope.commit\nSELECT; COMMIT").await?;
+        self.line.0 = None;
+        Ok(())
     }
 
     fn own<T: TenantRow>(&self, row: T) -> Result<T, ScopeError> {
@@ -177,11 +180,53 @@ impl Scope {
     }
 }
 
+/// The connection that a scope's transaction is open on; `None` once it is committed.
+#[derive(Debug)]
+struct Line(Option<PoolConnection<Postgres>>);
+
+impl Line {
+    fn connection(&mut self) -> &mut PgConnection {
+        // Taken by `commit` and by the drop, after which nobody has the scope.
+        self.0.as_mut().expect("a scope that is open has its connection")
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        // Without a runtime the connection goes back as it is, and its pool closes it.
+        if let (Some(mut connection), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move {
+                // Should this fail, the pool finds the connection busy and closes it.
+                let _ = connection.execute("-- scope.roll_back\nROLLBACK").await;
+            });
+        }
+    }
+}
+
+/// Everything that opening takes, in one message. The simple protocol has no parameters, so the tenant's id, which is an
+/// app's own text, is written as a literal; the proof has no character that could end one (see [`super::Proof::new`]).
+fn opening(context: &TenantContext) -> String {
+    format!(
+        "-- scope.open\nBEGIN; SELECT set_config('reeve.tenant_id', {}, true), set_config('reeve.context', '{}', true),
+         current_setting('reeve.tenant_id'), reeve.held_tenant()",
+        literal(context.tenant.as_str()),
+        context.proof.reveal()
+    )
+}
+
+/// Of the form E'…', which reads alike whatever `standard_conforming_strings` is.
+fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
 impl ScopeError {
     /// What a job ends with when it cannot go on for this reason.
     pub fn into_outcome(self) -> Outcome {
         match self {
             Self::Mismatch(why) => Outcome::Quarantine { why },
+            Self::Database(error) if is_code(&error, &["RV011"]) => Outcome::quarantine(format!("database: {error}")),
+            // Another holds the job, or it waited too long for its turn: the fence, or a new claim, decides.
+            Self::Database(error) if is_code(&error, &["RV012", "RV013"]) => Outcome::Release,
             closed @ Self::Closed(_) => Outcome::cancel(closed.to_string()),
             Self::Database(error) | Self::Directory(DirectoryError::Database(error)) if is_passing_fault(&error) => {
                 Outcome::Snooze { why: format!("database: {error}"), after: FAULT_PAUSE }
@@ -189,6 +234,11 @@ impl ScopeError {
             other => Outcome::retry(other.to_string()),
         }
     }
+}
+
+/// Whether the database refused with one of these codes; `reeve.held_tenant` says what each means.
+fn is_code(error: &sqlx::Error, codes: &[&str]) -> bool {
+    error.as_database_error().and_then(|db| db.code()).is_some_and(|code| codes.contains(&code.as_ref()))
 }
 
 /// How long a job waits when the database was out of reach.
@@ -216,6 +266,11 @@ pub fn is_passing_fault(error: &sqlx::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_literal_ends_only_where_it_should() {
+        assert_eq!(literal(r"a'b\c"), r"E'a''b\\c'");
+    }
 
     #[test]
     fn a_fault_of_the_database_costs_a_job_no_attempt_and_a_wrong_statement_does() {

@@ -8,7 +8,10 @@ use std::str::FromStr;
 use sqlx::{Connection, Executor, PgConnection, PgPool, postgres::PgConnectOptions};
 use uuid::Uuid;
 
-use crate::{program, tenant::TenantId};
+use crate::{
+    program,
+    tenant::{Proof, TenantId},
+};
 
 /// Roles are shared by the whole cluster; tests log in to them with this password.
 const PASSWORD: &str = "test";
@@ -97,6 +100,23 @@ impl TestDatabase {
             .await
             .expect("a tenant");
         id.parse().expect("a tenant id")
+    }
+
+    /// Proof for a tenant that no job was claimed of: what `reeve.open_session` gives, without its audit entry.
+    pub async fn proof(&self, tenant: &TenantId) -> Proof {
+        let text: String = sqlx::query_scalar(
+            "-- testing.proof
+            SELECT concat_ws('/', 's', k.kid, s.id, s.id, s.exp,
+                             encode(reeve.context_mac(k.inner_pad, k.outer_pad, 's', s.id, s.id, s.exp, $1), 'hex'))
+            FROM reeve.context_keys k,
+                 (SELECT gen_random_uuid() AS id, (extract(epoch FROM now()) + 3600)::bigint AS exp) s
+            ORDER BY k.kid DESC LIMIT 1",
+        )
+        .bind(tenant.as_str())
+        .fetch_one(&self.admin)
+        .await
+        .expect("a key");
+        Proof::new(&text)
     }
 
     /// Drops the database, cutting whoever is still connected.

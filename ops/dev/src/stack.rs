@@ -117,6 +117,7 @@ impl Stack {
             ("REEVE_OPS__ADMIN_DATABASE_URL", self.postgres.admin_url(DATABASE)),
             ("REEVE_OPS__DATABASE_URL", role("reeve_ops", &secrets.ops_password)),
             ("REEVE_WORKER__DATABASE_URL", role("reeve_worker", &secrets.worker_password)),
+            ("REEVE_WORKER__OPS_DATABASE_URL", role("reeve_ops", &secrets.ops_password)),
             ("REEVE_WORKER__ROOT_KEY", secrets.root_key.clone()),
             // The sample's receivers are on this machine, in clear text.
             ("REEVE_WORKER__WEBHOOKS__HTTP_ALLOWED", "true".to_owned()),

@@ -45,7 +45,7 @@ pub enum ServiceError {
     PayloadShape(&'static str),
     #[error("this is no payload of {kind}: {source}")]
     Payload { kind: &'static str, source: serde_json::Error },
-    #[error("[ops] {key} logs in as \"{role}\", {lacks}")]
+    #[error("{key} logs in as \"{role}\", {lacks}")]
     Role { key: &'static str, role: String, lacks: &'static str },
     #[error("the database refused or broke off: {0}")]
     Database(sqlx::Error),
@@ -77,7 +77,7 @@ pub async fn ready(pool: &PgPool) -> Result<(), ServiceError> {
         return Ok(());
     }
     let lacks = "which cannot see the queue; log in as reeve_ops or a member of it";
-    Err(ServiceError::Role { key: "database_url", role, lacks })
+    Err(ServiceError::Role { key: "[ops] database_url", role, lacks })
 }
 
 /// Refuses a kind that the database does not know: an empty answer would read as "there are none".

@@ -1,7 +1,7 @@
 //! Placements and regions as operators handle them. Logic and audit are in the SQL functions that these call.
 use std::time::Duration;
 
-use reeve_jobs::{TenantId, queue::operate::Act, tenant::placements};
+use reeve_jobs::{TenantId, program::migrate::VERSION, queue::operate::Act, tenant::placements};
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 
@@ -31,8 +31,7 @@ pub async fn begin_move(pool: &PgPool, tenant: &TenantId, act: Act<'_>) -> Resul
     show(pool, tenant).await
 }
 
-/// Migrates the new database and writes whose it is. What refuses (a database in use, another tenant's) does so before
-/// anything is written of the tenant; the schema may have been brought up to this build's by then.
+/// Makes a database the tenant's own: schema, identity, key.
 pub async fn prepare(
     pool: &PgPool,
     admin: &mut PgConnection,
@@ -40,12 +39,13 @@ pub async fn prepare(
     region: &str,
     act: Act<'_>,
 ) -> Result<Prepared, ServiceError> {
-    let epoch = placements::next_epoch(pool, tenant, region, act).await?;
-    let migrated = migrate::run(admin, None).await?;
-    placements::set_identity(admin, tenant, region, epoch).await?;
+    let epoch = match placements::prepare(pool, admin, tenant, region, act).await {
+        Ok(epoch) => epoch,
+        Err(error) => return Err(migrate::explain(admin, "REEVE_PLACEMENT_ADMIN_URL", error).await),
+    };
     let database =
         sqlx::query_scalar("-- placements.database\nSELECT current_database()::text").fetch_one(admin).await?;
-    Ok(Prepared { tenant: tenant.clone(), database, schema: migrated.to, region: region.to_owned(), epoch })
+    Ok(Prepared { tenant: tenant.clone(), database, schema: VERSION, region: region.to_owned(), epoch })
 }
 
 pub async fn place_shared(

@@ -144,6 +144,6 @@ pub async fn run(handler: impl Handler, job: Job, region: Arc<str>) -> Outcome {
         Ok(work) => work,
         Err(error) => return Outcome::retry(format!("the payload is not one of {kind}: {error}")),
     };
-    let context = TenantContext { tenant: j.tenant.clone(), region, job: Some(j.id) };
+    let context = TenantContext { tenant: j.tenant.clone(), region, job: Some(j.id), proof: j.proof.clone() };
     handler.handle(j, context, work).await
 }

@@ -246,6 +246,7 @@ mod tests {
                 rescues: 0,
                 traceparent: None,
                 lease_token: LeaseToken(uuid::Uuid::new_v4()),
+                proof: reeve_jobs::tenant::Proof::none(),
             };
             match self.0.fetch_add(1, Ordering::Relaxed) {
                 0 => panic!("planted"),

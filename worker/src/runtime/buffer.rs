@@ -136,6 +136,7 @@ mod tests {
             rescues: 0,
             traceparent: None,
             lease_token: token,
+            proof: reeve_jobs::tenant::Proof::none(),
         };
         Job::new(claimed, Lease::new(token))
     }

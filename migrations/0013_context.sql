@@ -1,0 +1,332 @@
+-- The context as a capability: a worker speaks for a tenant only with proof that it holds one of that tenant's jobs now.
+--
+-- Naming a tenant in a setting is no proof: SQL injected into a handler can do that too. So reeve.claim gives each job a
+-- context, a MAC over job, lease, expiry and tenant under a key that no login role can read, and the policies for
+-- reeve_worker ask reeve.held_tenant(), which verifies it, and that the lease is still the current one. What holds then:
+--   - a connection of a worker reaches tenants whose jobs this worker holds, and no other, whatever SQL runs on it;
+--   - an attempt that lost its lease is fenced by the database, from its next statement on.
+-- What does not: SQL injected into a handler may use whatever contexts that very transaction was given, and no more.
+--
+-- The app is not bound so. It speaks for all its tenants by right, and names one (reeve.tenant()).
+--
+-- The setting reeve.context is "kind/kid/job/token/exp/mac[/mac2]"; the tenant stands in reeve.tenant_id and is covered by
+-- the MAC. kind j is a job's; s is a session's, which an operator opens for one tenant (reeve.open_session), logged, for
+-- minutes. mac2 is for a dedicated database, whose key is its own.
+SET LOCAL ROLE reeve_owner;
+
+-- Off: the worker's policies believe the setting alone, as they did before. For measuring, and for a way out.
+ALTER TABLE reeve.settings ADD COLUMN context_verified boolean NOT NULL DEFAULT true;
+
+-- Its rows are being moved to another database: its jobs wait.
+ALTER TABLE reeve.tenants ADD COLUMN moving boolean NOT NULL DEFAULT false;
+
+-- How long one attempt may run, copied from kinds.rs: a context outlives it by a little.
+ALTER TABLE reeve.kinds ADD COLUMN budget_secs integer NOT NULL DEFAULT 600 CHECK (budget_secs BETWEEN 1 AND 86400);
+
+-- HMAC-SHA256 (RFC 2104) with the key already in its two padded forms, since that is all that is ever needed of it.
+CREATE TABLE reeve.context_keys (
+  kid        integer PRIMARY KEY,
+  inner_pad  bytea NOT NULL CHECK (octet_length(inner_pad) = 64),
+  outer_pad  bytea NOT NULL CHECK (octet_length(outer_pad) = 64),
+  created_at timestamptz NOT NULL DEFAULT now()
+);
+GRANT SELECT, INSERT, DELETE ON reeve.context_keys TO reeve_dispatch;
+
+-- The key of each tenant's dedicated database, so that a claim can make a context that holds there.
+CREATE TABLE reeve.placement_keys (
+  tenant_id  text COLLATE "C" PRIMARY KEY,
+  inner_pad  bytea NOT NULL CHECK (octet_length(inner_pad) = 64),
+  outer_pad  bytea NOT NULL CHECK (octet_length(outer_pad) = 64)
+);
+ALTER TABLE reeve.placement_keys ENABLE ROW LEVEL SECURITY;
+ALTER TABLE reeve.placement_keys FORCE ROW LEVEL SECURITY;
+CREATE POLICY dispatch ON reeve.placement_keys TO reeve_dispatch USING (true) WITH CHECK (true);
+GRANT SELECT, INSERT, UPDATE, DELETE ON reeve.placement_keys TO reeve_dispatch;
+
+-- Whose database this is: one row in a dedicated one, none in the shared one. The epoch is raised by each move, so that a
+-- copy that was left behind, or restored, is not taken for the tenant's database.
+CREATE TABLE reeve.identity (
+  tenant_id  text COLLATE "C" PRIMARY KEY,
+  singleton  boolean NOT NULL DEFAULT true UNIQUE CHECK (singleton),
+  region     text NOT NULL CHECK (region ~ '^[a-z0-9-]{1,32}$'),
+  epoch      integer NOT NULL CHECK (epoch >= 1),
+  inner_pad  bytea NOT NULL CHECK (octet_length(inner_pad) = 64),
+  outer_pad  bytea NOT NULL CHECK (octet_length(outer_pad) = 64)
+);
+ALTER TABLE reeve.identity ENABLE ROW LEVEL SECURITY;
+ALTER TABLE reeve.identity FORCE ROW LEVEL SECURITY;
+CREATE POLICY dispatch ON reeve.identity TO reeve_dispatch USING (true) WITH CHECK (true);
+GRANT SELECT, INSERT, UPDATE, DELETE ON reeve.identity TO reeve_dispatch;
+
+SET LOCAL ROLE reeve_dispatch;
+
+-- 64 bytes: a key of 32 and zeros, each byte XOR pad.
+CREATE FUNCTION reeve.padded_key(key bytea, pad integer) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT
+  BEGIN ATOMIC
+  SELECT string_agg(set_byte('\x00'::bytea, 0, (CASE WHEN i < octet_length(key) THEN get_byte(key, i) ELSE 0 END) # pad),
+                    ''::bytea ORDER BY i)
+  FROM generate_series(0, 63) i;
+  END;
+
+CREATE FUNCTION reeve.add_context_key() RETURNS integer LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  -- Three UUIDs carry 366 bits of the server's strong random generator.
+  key bytea := sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()));
+  made integer;
+BEGIN
+  INSERT INTO reeve.context_keys AS k (kid, inner_pad, outer_pad)
+  SELECT coalesce(max(x.kid), 0) + 1, reeve.padded_key(key, 54), reeve.padded_key(key, 92) FROM reeve.context_keys x
+  RETURNING k.kid INTO made;
+  RETURN made;
+END $$;
+SELECT reeve.add_context_key();
+
+-- A parsed body, so that it is inlined. The tenant stands last: it alone may hold the separator.
+CREATE FUNCTION reeve.context_mac(inner_pad bytea, outer_pad bytea, kind text, job uuid, token uuid, exp bigint, tenant text)
+  RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  RETURN sha256(outer_pad || sha256(inner_pad || convert_to(
+    'reeve/context/v1/' || kind || '/' || job || '/' || token || '/' || exp || '/' || tenant, 'UTF8')));
+
+-- The tenant that this transaction speaks for with proof, or NULL when it names none. In policies for reeve_worker, as
+-- (SELECT reeve.held_tenant()): once a statement. One query for key and lease together, since each costs a call. In a
+-- dedicated database there are no leases: there it is MAC, time and whose database it is.
+--   RV011 no proof, or a forged one   RV012 the proof is past its time   RV013 the lease is no longer held
+CREATE FUNCTION reeve.held_tenant() RETURNS text LANGUAGE plpgsql STABLE SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  tenant text := nullif(current_setting('reeve.tenant_id', true), '') COLLATE "C";
+  context text := current_setting('reeve.context', true);
+  part text[];
+  f record;
+BEGIN
+  IF tenant IS NULL THEN
+    RETURN NULL;
+  END IF;
+  -- Shape first: what follows casts the parts.
+  IF context ~ '^[js]/[0-9]{1,9}/[0-9a-f-]{36}/[0-9a-f-]{36}/[0-9]{1,12}/[0-9a-f]{64}(/[0-9a-f]{64})?$' THEN
+    part := string_to_array(context, '/');
+  ELSIF (SELECT s.context_verified FROM reeve.settings s) THEN
+    RAISE EXCEPTION 'reeve: this transaction names a tenant without proof' USING ERRCODE = 'RV011',
+      HINT = 'A worker sets reeve.context to what the claim of a job gave it.';
+  ELSE
+    RETURN tenant;
+  END IF;
+  SELECT s.context_verified, coalesce(i.tenant_id, tenant) AS home, CASE WHEN i.tenant_id IS NULL THEN 6 ELSE 7 END AS mac,
+         coalesce(i.inner_pad, k.inner_pad) AS inner_pad, coalesce(i.outer_pad, k.outer_pad) AS outer_pad,
+         part[1] = 's' OR i.tenant_id IS NOT NULL OR EXISTS (
+           SELECT FROM reeve.jobs j WHERE j.id = part[3]::uuid AND j.lease_token = part[4]::uuid AND j.tenant_id = tenant
+         ) AS held
+  INTO f FROM reeve.settings s LEFT JOIN reeve.identity i ON true
+  LEFT JOIN reeve.context_keys k ON k.kid = part[2]::integer AND i.tenant_id IS NULL;
+  IF NOT f.context_verified THEN
+    RETURN tenant;
+  END IF;
+  -- Hashed before they are compared, so that the time of the comparison tells nothing of the right one. No such key, or
+  -- no MAC for this database: NULL, which differs.
+  IF f.home <> tenant OR sha256(reeve.context_mac(f.inner_pad, f.outer_pad, part[1], part[3]::uuid, part[4]::uuid,
+                                                  part[5]::bigint, tenant))
+     IS DISTINCT FROM sha256(decode(part[f.mac], 'hex')) THEN
+    RAISE EXCEPTION 'reeve: the proof of this transaction''s tenant is forged, or of another tenant' USING ERRCODE = 'RV011';
+  END IF;
+  IF part[5]::bigint < extract(epoch FROM clock_timestamp()) THEN
+    RAISE EXCEPTION 'reeve: the proof of this transaction''s tenant is past its time' USING ERRCODE = 'RV012';
+  END IF;
+  IF NOT f.held THEN
+    RAISE EXCEPTION 'reeve: the job''s lease is no longer held' USING ERRCODE = 'RV013';
+  END IF;
+  RETURN tenant;
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.held_tenant() TO reeve_worker;
+
+-- An operator's way into one tenant's rows by the worker's program, which needs both logins: this one says who and why,
+-- and has no right to the rows; the worker's has the right, and no context. Returns the context.
+CREATE FUNCTION reeve.open_session(tenant text, actor text, reason text, minutes integer DEFAULT 5) RETURNS text
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t reeve.tenants := reeve.require_tenant(tenant);
+  session uuid := reeve.new_id();
+  nobody CONSTANT uuid := '00000000-0000-0000-0000-000000000000';
+  exp bigint := extract(epoch FROM clock_timestamp())::bigint + minutes * 60;
+  made text;
+BEGIN
+  IF (minutes BETWEEN 1 AND 60) IS NOT TRUE THEN
+    RAISE EXCEPTION 'reeve: a session lasts 1 to 60 minutes, not %', coalesce(minutes::text, 'NULL') USING ERRCODE = 'RV005';
+  END IF;
+  IF coalesce(btrim(reason), '') = '' THEN
+    RAISE EXCEPTION 'reeve: a session needs a reason' USING ERRCODE = 'RV005';
+  END IF;
+  PERFORM reeve.audit_append(t.id, actor, 'session.opened', 'session:' || session, reason, '{}', NULL, NULL, NULL);
+  SELECT concat_ws('/', 's', k.kid, session, nobody, exp,
+                   encode(reeve.context_mac(k.inner_pad, k.outer_pad, 's', session, nobody, exp, t.id), 'hex'),
+                   encode(reeve.context_mac(p.inner_pad, p.outer_pad, 's', session, nobody, exp, t.id), 'hex'))
+  INTO STRICT made FROM reeve.context_keys k LEFT JOIN reeve.placement_keys p ON p.tenant_id = t.id
+  ORDER BY k.kid DESC LIMIT 1;
+  RETURN made;
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.open_session(text, text, text, integer) TO reeve_ops;
+
+-- A new key for contexts made from now on. Those under the one before stay good until their time; older ones do not.
+CREATE FUNCTION reeve.rotate_context_key(actor text, reason text) RETURNS integer LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  made integer;
+BEGIN
+  -- One at a time: two would both take the next number.
+  PERFORM pg_advisory_xact_lock(7263, 2);
+  DELETE FROM reeve.context_keys k WHERE k.kid <> (SELECT max(x.kid) FROM reeve.context_keys x);
+  made := reeve.add_context_key();
+  PERFORM reeve.audit_append('-', actor, 'key.context_rotated', 'context_key:' || made, reason, '{}', NULL, NULL, NULL);
+  RETURN made;
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.rotate_context_key(text, text) TO reeve_ops;
+
+-- As in 0006, but: each job comes with its context, and a tenant that is moving is passed over.
+DROP FUNCTION reeve.claim(text, text, integer, text, text, double precision);
+-- Claims up to `n` jobs fairly. Up to n tenants with ready jobs are gathered from the cursor onwards, around the ring;
+-- then places are dealt in rounds, one to each tenant (as many as its weight) a round, until there are none left. The
+-- next call begins behind the last tenant served, so whoever a cut round left out comes first. All places go to whoever
+-- has work. The attempt is counted here, so that a job that kills its worker is bounded.
+-- Returns the jobs, then one row with id NULL: its tenant_id is the cursor for the caller's next call, its attempt 1 when
+-- tenants are left that were not looked at.
+CREATE FUNCTION reeve.claim(q text, r text, n integer, w text, cur text, lease_secs double precision)
+  RETURNS TABLE (id uuid, tenant_id text, kind text, payload jsonb, attempt integer, attempts_max integer,
+                 rescues integer, traceparent text, lease_token uuid, context text)
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  token uuid := gen_random_uuid();
+  key reeve.context_keys := (SELECT x FROM reeve.context_keys x ORDER BY x.kid DESC LIMIT 1);
+  -- A context lives as long as an attempt may run, and five minutes in the buffer before it.
+  begun bigint := extract(epoch FROM clock_timestamp())::bigint + 300;
+  looked text[];
+  mine text[];
+  chosen uuid[];
+  last_served text;
+  quantum integer;
+  places integer := n;
+  pos text := cur;
+  wrapped boolean := false;
+  all_seen boolean := false;
+BEGIN
+  FOR lap IN 1..8 LOOP
+    looked := reeve.ring(q, r, pos, CASE WHEN wrapped THEN cur END, places);
+    IF cardinality(looked) < places AND NOT wrapped THEN
+      wrapped := true;
+      looked := looked || reeve.ring(q, r, '', cur, places - cardinality(looked));
+    END IF;
+    all_seen := wrapped AND cardinality(looked) < places;
+    EXIT WHEN cardinality(looked) = 0;
+    -- Past every tenant that was looked at, not only those served: a hundred capped ones must not be a wall.
+    pos := looked[cardinality(looked)];
+    -- A statement of its own: the next one takes a fresh snapshot, and so counts the leases of whoever had the lock.
+    SELECT array_agg(u.t ORDER BY u.o) INTO mine FROM unnest(looked) WITH ORDINALITY u (t, o)
+    WHERE pg_try_advisory_xact_lock(7262, hashtext(q || '/' || u.t));
+    IF mine IS NOT NULL THEN
+      quantum := ceil(places::numeric / cardinality(mine));
+      SELECT array_agg(c.id), (array_agg(c.t ORDER BY c.round DESC, c.o DESC))[1] INTO chosen, last_served
+      FROM (
+        SELECT x.id, u.t, u.o, (x.nth + tn.weight - 1) / tn.weight AS round
+        FROM unnest(mine) WITH ORDINALITY u (t, o)
+        JOIN reeve.tenants tn ON tn.id = u.t AND NOT tn.paused AND NOT tn.moving AND tn.state <> 'closed'
+          -- Where every kind of this queue is off, not one row is looked at, however many wait.
+          AND (tn.kinds_off IS NULL OR EXISTS (SELECT FROM reeve.kinds k WHERE k.queue = q AND k.name <> ALL (tn.kinds_off)))
+        CROSS JOIN LATERAL (
+          SELECT CASE WHEN tn.running_max IS NULL THEN 2147483647 ELSE tn.running_max - (
+            SELECT count(*)::integer FROM (SELECT 1 FROM reeve.jobs y WHERE y.queue = q AND y.region = r
+              AND y.tenant_id = u.t AND y.state = 'running' LIMIT tn.running_max) z) END AS free) cap
+        CROSS JOIN LATERAL (
+          SELECT z.id, row_number() OVER () AS nth FROM (
+            SELECT y.id FROM reeve.jobs y
+            WHERE y.queue = q AND y.region = r AND y.tenant_id = u.t AND y.state = 'available'
+              AND (tn.state = 'active' OR y.kind IN (SELECT k.name FROM reeve.kinds k WHERE k.runs_when_closing))
+              AND (tn.kinds_off IS NULL OR y.kind <> ALL (tn.kinds_off))
+            ORDER BY y.priority, y.run_at, y.id
+            LIMIT greatest(0, least(quantum::bigint * tn.weight, cap.free, places)) FOR UPDATE SKIP LOCKED) z) x
+        ORDER BY round, u.o LIMIT places) c;
+      IF chosen IS NOT NULL THEN
+        RETURN QUERY
+        WITH taken AS (
+          UPDATE reeve.jobs j SET state = 'running', attempt = j.attempt + 1, lease_token = token, worker = w,
+                 -- A job that lost a lease before says itself when it starts (reeve.mark_started); see reeve.rescue.
+                 attempted_at = CASE WHEN j.rescues = 0 THEN now() END,
+                 lease_expires_at = now() + make_interval(secs => lease_secs)
+          -- = ANY (array), not a join: under a generic plan a join with LIMIT $1 hashes the whole table.
+          WHERE j.id = ANY (chosen)
+          RETURNING j.id, j.tenant_id, j.kind, j.payload, j.attempt, j.attempts_max, j.rescues, j.traceparent)
+        SELECT j.id, j.tenant_id, j.kind, j.payload, j.attempt, j.attempts_max, j.rescues, j.traceparent::text, token,
+               concat_ws('/', 'j', key.kid, j.id, token, e.exp,
+                 encode(reeve.context_mac(key.inner_pad, key.outer_pad, 'j', j.id, token, e.exp, j.tenant_id), 'hex'),
+                 encode(reeve.context_mac(p.inner_pad, p.outer_pad, 'j', j.id, token, e.exp, j.tenant_id), 'hex'))
+        FROM taken j LEFT JOIN reeve.kinds k ON k.name = j.kind
+        LEFT JOIN reeve.placement_keys p ON p.tenant_id = j.tenant_id
+        CROSS JOIN LATERAL (SELECT begun + coalesce(k.budget_secs, 0) AS exp) e;
+        places := places - cardinality(chosen);
+        IF places <= 0 THEN
+          pos := last_served;
+          EXIT;
+        END IF;
+      END IF;
+    END IF;
+    EXIT WHEN all_seen;
+  END LOOP;
+  RETURN QUERY SELECT NULL::uuid, pos, NULL::text, NULL::jsonb, CASE WHEN all_seen THEN 0 ELSE 1 END, NULL::integer,
+                      NULL::integer, NULL::text, NULL::uuid, NULL::text;
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.claim(text, text, integer, text, text, double precision) TO reeve_worker;
+
+-- The worker's doors, which believed the setting until now.
+CREATE OR REPLACE FUNCTION reeve.audit(actor text, action text, target text, reason text DEFAULT NULL,
+                                       fields text[] DEFAULT '{}', job_id uuid DEFAULT NULL, attempt integer DEFAULT NULL,
+                                       trace_id text DEFAULT NULL, source_ip_hash bytea DEFAULT NULL) RETURNS text
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  tenant text := reeve.held_tenant();
+BEGIN
+  IF tenant IS NULL THEN
+    RAISE EXCEPTION 'reeve: no tenant context in this transaction' USING ERRCODE = 'RV001';
+  END IF;
+  PERFORM reeve.audit_append_many(ARRAY[ROW(tenant, actor, action, target, reason, fields, job_id, attempt, trace_id,
+                                            source_ip_hash)::reeve.audit_entry]);
+  RETURN tenant;
+END $$;
+
+CREATE OR REPLACE FUNCTION reeve.delivery_is_foreign(delivery uuid) RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+  SELECT EXISTS (SELECT FROM reeve.webhook_deliveries d WHERE d.id = delivery AND d.tenant_id <> (SELECT reeve.held_tenant()))
+$$;
+
+-- A duty's question of what reeve.flag answers to the app.
+CREATE FUNCTION reeve.held_flag(name text) RETURNS jsonb LANGUAGE plpgsql STABLE SECURITY DEFINER
+  SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF reeve.held_tenant() IS NULL THEN
+    RAISE EXCEPTION 'reeve: no tenant context in this transaction' USING ERRCODE = 'RV001';
+  END IF;
+  RETURN reeve.flag(name);
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.held_flag(text) TO reeve_worker;
+REVOKE EXECUTE ON FUNCTION reeve.flag(text) FROM reeve_worker;
+
+SET LOCAL ROLE reeve_owner;
+
+-- The same policies as before, each split in two: the app's believe the setting, the worker's ask for proof.
+DO $$
+DECLARE
+  t text;
+  own text;
+BEGIN
+  FOREACH t IN ARRAY ARRAY['tenants', 'jobs', 'job_attempts', 'job_history', 'audit_log', 'audit_bodies'] LOOP
+    own := CASE t WHEN 'tenants' THEN 'id' ELSE 'tenant_id' END;
+    EXECUTE format('ALTER POLICY %I ON reeve.%I TO reeve_app', CASE t WHEN 'tenants' THEN 'own_row' ELSE 'own_rows' END, t);
+    EXECUTE format('CREATE POLICY held_rows ON reeve.%I FOR SELECT TO reeve_worker USING (%I = (SELECT reeve.held_tenant()))',
+                   t, own);
+  END LOOP;
+  FOREACH t IN ARRAY ARRAY['webhook_endpoints', 'webhook_secrets', 'webhook_events', 'webhook_deliveries', 'webhook_attempts']
+  LOOP
+    EXECUTE format('ALTER POLICY tenant_guard ON reeve.%I TO reeve_app', t);
+    EXECUTE format('CREATE POLICY held_guard ON reeve.%I AS RESTRICTIVE TO reeve_worker
+                    USING (tenant_id = (SELECT reeve.held_tenant())) WITH CHECK (tenant_id = (SELECT reeve.held_tenant()))', t);
+  END LOOP;
+END $$;
+
+RESET ROLE;
