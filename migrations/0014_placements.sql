@@ -290,16 +290,16 @@ CREATE FUNCTION reeve.place_shared(tenant text, region text, actor text, reason 
 DECLARE
   t reeve.tenants := reeve.lock_tenant(tenant);
   r reeve.regions := reeve.require_region(region);
-  next integer := 1 + coalesce((SELECT p.epoch FROM reeve.placements p WHERE p.tenant_id = tenant), 0);
+  next_epoch integer := 1 + coalesce((SELECT p.epoch FROM reeve.placements p WHERE p.tenant_id = tenant), 0);
 BEGIN
   IF NOT r.holds_shared_rows THEN
     RAISE EXCEPTION 'reeve: the shared database may not hold rows of region "%"', region USING ERRCODE = 'RV031',
       HINT = format('If it may after all: `reeve regions declare %s --holds-shared-rows`.', region);
   END IF;
-  PERFORM reeve.change_placement(t, NULL, r.name, next);
+  PERFORM reeve.change_placement(t, NULL, r.name, next_epoch);
   DELETE FROM reeve.placement_keys k WHERE k.tenant_id = tenant;
   PERFORM reeve.audit_placement(tenant, 'placement.shared', ARRAY['placement', 'region', 'epoch'], actor, reason);
-  RETURN next;
+  RETURN next_epoch;
 END $$;
 
 -- The common end of both ways out of a move.

@@ -3,7 +3,7 @@
 //! The question rides in the statement that sets the context, so it is asked at each checkout and costs no round trip. A
 //! wrong URL, another tenant's database, a copy from before a move and a database of nobody's are all refused before a row
 //! is read or written. The texts name no other tenant: they end in the job's history, which its tenant may read.
-use sqlx::{Row, postgres::PgRow};
+use sqlx::{PgConnection, Row, postgres::PgRow};
 
 use super::TenantId;
 
@@ -76,6 +76,16 @@ impl Facts {
         }
         Ok(())
     }
+}
+
+/// Asks a database who it is, outside any scope: of one that a tenant is to be placed in.
+pub async fn ask(connection: &mut PgConnection, tenant: &TenantId, region: &str) -> sqlx::Result<Facts> {
+    let row = sqlx::query("-- identity.ask\nSELECT f.* FROM reeve.database_facts($1, $2) f")
+        .bind(tenant.as_str())
+        .bind(region)
+        .fetch_one(connection)
+        .await?;
+    Facts::of(&row)
 }
 
 #[cfg(test)]

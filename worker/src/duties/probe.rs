@@ -1,4 +1,5 @@
-//! `fleet.probe`: opens the tenant's scope and reads that it sees this tenant and no other. Changes nothing.
+//! `fleet.probe`: opens the tenant's scope, in its own database and in the control database, and reads that each shows this
+//! tenant and no other. Changes nothing.
 use std::time::Duration;
 
 use reeve_jobs::{
@@ -22,13 +23,15 @@ impl TenantRow for Tenant {
 }
 
 pub async fn run(env: &Environment, context: &TenantContext, probe: &ProbeFleet) -> Result<Outcome, ScopeError> {
-    let mut scope = Scope::open(&env.directory, context).await?;
-    // No WHERE: row-level security must leave this one row, and the scope refuses any other.
-    let seen: Vec<Tenant> = scope.fetch_all(sqlx::query_as("-- probe.tenants\nSELECT id FROM reeve.tenants")).await?;
-    if seen.len() != 1 {
-        return Ok(Outcome::dead(format!("the tenant's own row was read {} times", seen.len())));
+    for mut scope in [Scope::open(&env.directory, context).await?, Scope::open_control(&env.directory, context).await?]
+    {
+        // No WHERE: row-level security must leave this one row, and the scope refuses any other.
+        let all = sqlx::query_as("-- probe.tenants\nSELECT id FROM reeve.tenants");
+        let seen: Vec<Tenant> = scope.fetch_all(all).await?;
+        if seen.len() != 1 {
+            return Ok(Outcome::dead(format!("the tenant's own row was read {} times", seen.len())));
+        }
     }
-    drop(scope);
     tokio::time::sleep(Duration::from_millis(probe.sleep_ms)).await;
     Ok(Outcome::Done)
 }

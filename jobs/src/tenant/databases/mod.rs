@@ -79,5 +79,14 @@ pub enum DatabasesError {
     Url(TenantId),
 }
 
+/// Why a checkout did not come about: no connection, or one on which the opening was refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CheckoutError {
+    #[error(transparent)]
+    Databases(#[from] DatabasesError),
+    #[error(transparent)]
+    Refused(#[from] sqlx::Error),
+}
+
 #[cfg(test)]
 mod tests;

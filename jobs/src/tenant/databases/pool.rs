@@ -9,14 +9,14 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, postgres::PgRow};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
 
 use super::{
-    DatabasesError, Dedicated, Limits, OpenUrl,
+    CheckoutError, DatabasesError, Dedicated, Limits, OpenUrl,
     breaker::{Breaker, DELAY_FIRST},
 };
 use crate::{
@@ -94,8 +94,13 @@ impl Databases {
         Self(Arc::new(Inner { limits, urls, permits, state: Mutex::default() }))
     }
 
-    /// A connection to this database, inside a fresh transaction. Whose it is has still to be asked.
-    pub async fn checkout(&self, placement: &Dedicated) -> Result<Checkout, DatabasesError> {
+    /// A connection to this database, with `opening` sent on it, which begins a transaction, and the row that it answered.
+    /// Whose database it is has still to be judged.
+    pub(in crate::tenant) async fn checkout(
+        &self,
+        placement: &Dedicated,
+        opening: &str,
+    ) -> Result<(Checkout, PgRow), CheckoutError> {
         let inner = &self.0;
         let key = Key { tenant: placement.tenant.clone(), epoch: placement.epoch };
         let database = inner.database(&key);
@@ -110,12 +115,37 @@ impl Databases {
             .ok_or(busy)?;
         // Whoever had the place may have found it down.
         database.must_be_up(&key)?;
-        let open = match inner.reuse(&key).await {
-            Some(open) => open,
-            None => inner.connect(&database, placement, deadline).await?,
+        let checkout = |open, place| {
+            let held = Held { open, place, key: key.clone(), database: database.clone() };
+            Checkout { held: Some(held), inner: inner.clone(), committed: false }
         };
-        let held = Held { open, place, key, database };
-        Ok(Checkout { held: Some(held), inner: inner.clone(), committed: false })
+        let idle = inner.lock().take_idle(&key);
+        let place = match idle {
+            None => place,
+            Some(open) => {
+                let mut reused = checkout(open, place);
+                match timeout(inner.limits.connect, answer(&mut reused, opening)).await {
+                    Ok(Ok(row)) => return Ok((reused, row)),
+                    // It lives, and says no.
+                    Ok(Err(error @ sqlx::Error::Database(_))) if !is_goodbye(&error) => return Err(error.into()),
+                    _ => inner.bury(&key, reused),
+                }
+            }
+        };
+        let open = inner.connect(&database, placement, deadline).await?;
+        let mut fresh = checkout(open, place);
+        match timeout(inner.limits.connect, answer(&mut fresh, opening)).await {
+            Ok(Ok(row)) => {
+                database.breaker().succeeded();
+                Ok((fresh, row))
+            }
+            Ok(Err(error @ sqlx::Error::Database(_))) if !is_goodbye(&error) => {
+                database.breaker().succeeded();
+                Err(error.into())
+            }
+            Ok(Err(error)) => Err(inner.failed(&database, placement, in_words(&error)).into()),
+            Err(_) => Err(inner.failed(&database, placement, inner.no_answer()).into()),
+        }
     }
 
     /// Connections that are open or being opened, idle ones included.
@@ -166,19 +196,14 @@ impl Inner {
         state.databases.entry(key.clone()).or_insert_with(made).clone()
     }
 
-    /// An idle connection of this database that still answers, in a fresh transaction.
-    async fn reuse(&self, key: &Key) -> Option<Open> {
-        let mut open = self.lock().take_idle(key)?;
-        if let Ok(Ok(_)) = timeout(self.limits.connect, begin(&mut open.connection)).await {
-            return Some(open);
-        }
-        // The server went away under it, and under its peers. A new connection tells whether it is back.
-        let mut dead = vec![open];
-        let mut state = self.lock();
-        dead.extend(std::iter::from_fn(|| state.take_idle(key)));
-        drop(state);
-        drop(dead);
-        None
+    /// The server went away under this connection, and so under its idle peers. A new one tells whether it is back.
+    fn bury(&self, key: &Key, mut dead: Checkout) -> OwnedSemaphorePermit {
+        let peers: Vec<_> = {
+            let mut state = self.lock();
+            std::iter::from_fn(|| state.take_idle(key)).collect()
+        };
+        drop(peers);
+        dead.release()
     }
 
     async fn connect(
@@ -196,24 +221,24 @@ impl Inner {
             .breaker()
             .admit(Instant::now(), self.limits.connect)
             .map_err(|after| DatabasesError::Down { tenant: tenant(), after })?;
-        let connecting = async {
-            let mut connection = PgConnection::connect_with(&options).await?;
-            begin(&mut connection).await?;
-            Ok::<_, sqlx::Error>(connection)
-        };
-        let why = match timeout(self.limits.connect, connecting).await {
-            Ok(Ok(connection)) => {
-                database.breaker().succeeded();
-                return Ok(Open { connection, permit });
-            }
+        let why = match timeout(self.limits.connect, PgConnection::connect_with(&options)).await {
+            Ok(Ok(connection)) => return Ok(Open { connection, permit }),
             Ok(Err(error)) => in_words(&error),
-            Err(_) => format!("no answer within {} s", self.limits.connect.as_secs()),
+            Err(_) => self.no_answer(),
         };
+        Err(self.failed(database, placement, why))
+    }
+
+    fn no_answer(&self) -> String {
+        format!("no answer within {} s", self.limits.connect.as_secs())
+    }
+
+    fn failed(&self, database: &Database, placement: &Dedicated, why: String) -> DatabasesError {
         let opened = database.breaker().failed(Instant::now(), rand::random());
         if let Some(delay) = opened {
             tracing::warn!(tenant.id = %placement.tenant, why, secs = delay.as_secs(), "a dedicated database is down");
         }
-        Err(DatabasesError::Unreachable { tenant: tenant(), why, after: opened.unwrap_or(DELAY_FIRST) })
+        DatabasesError::Unreachable { tenant: placement.tenant.clone(), why, after: opened.unwrap_or(DELAY_FIRST) }
     }
 
     /// The right to open one more connection: a free one, or that of the longest idle connection, which is closed for it.
@@ -304,8 +329,14 @@ impl State {
     }
 }
 
-async fn begin(connection: &mut PgConnection) -> sqlx::Result<()> {
-    connection.execute("-- databases.begin\nBEGIN").await.map(drop)
+async fn answer(checkout: &mut Checkout, opening: &str) -> sqlx::Result<PgRow> {
+    // Made by the scope, with every value in it as a literal; see there.
+    sqlx::raw_sql(AssertSqlSafe(opening.to_owned())).fetch_one(checkout.connection()).await
+}
+
+/// Whether the server ends the connection with it (class 57: stopped, crashed, starting).
+fn is_goodbye(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|db| db.code()).is_some_and(|code| code.starts_with("57P"))
 }
 
 /// What kind of failure it was. Not its text, which may name hosts, users and databases.
@@ -364,10 +395,17 @@ impl Checkout {
         &mut self.held.as_mut().expect("held until dropped").open.connection
     }
 
-    pub(in crate::tenant) async fn commit(mut self) -> sqlx::Result<()> {
-        self.connection().execute("-- databases.commit\nCOMMIT").await?;
+    /// Told when the transaction is over; otherwise it is rolled back.
+    pub(in crate::tenant) fn committed(mut self) {
         self.committed = true;
-        Ok(())
+    }
+
+    /// Closes the connection, and keeps its place.
+    #[allow(clippy::expect_used, reason = "only drop takes it")]
+    fn release(&mut self) -> OwnedSemaphorePermit {
+        let Held { open, place, .. } = self.held.take().expect("held until dropped");
+        drop(open);
+        place
     }
 }
 

@@ -17,6 +17,21 @@ impl OpenUrl for Unsealed {
     }
 }
 
+impl Databases {
+    async fn enter(&self, placement: &Dedicated) -> Result<Checkout, DatabasesError> {
+        match self.checkout(placement, "BEGIN; SELECT 1").await {
+            Ok((checkout, _)) => Ok(checkout),
+            Err(CheckoutError::Databases(error)) => Err(error),
+            Err(CheckoutError::Refused(error)) => panic!("{error}"),
+        }
+    }
+}
+
+async fn commit(mut checkout: Checkout) {
+    checkout.connection().execute("COMMIT").await.expect("committed");
+    checkout.committed();
+}
+
 fn databases(limits: Limits) -> Databases {
     Databases::new(limits, Arc::new(Unsealed))
 }
@@ -79,13 +94,13 @@ async fn open_connections_stay_within_the_total_idle_ones_included() {
     // Held: ten are in use, and whoever comes then waits, opening nothing.
     let mut held = Vec::new();
     for placement in &placed[..10] {
-        held.push(databases.checkout(placement).await.expect("a connection"));
+        held.push(databases.enter(placement).await.expect("a connection"));
     }
     let late: Vec<_> = placed[10..]
         .iter()
         .map(|placement| {
             let (databases, placement) = (databases.clone(), placement.clone());
-            tokio::spawn(async move { answers(&mut databases.checkout(&placement).await.expect("in turn")).await })
+            tokio::spawn(async move { answers(&mut databases.enter(&placement).await.expect("in turn")).await })
         })
         .collect();
     until_backends(&made, 10).await;
@@ -104,7 +119,7 @@ async fn open_connections_stay_within_the_total_idle_ones_included() {
             tokio::spawn(async move {
                 for round in 0..8 {
                     let which = (n * 7 + round * 5) % placed.len();
-                    let mut checkout = databases.checkout(&placed[which]).await.expect("in turn");
+                    let mut checkout = databases.enter(&placed[which]).await.expect("in turn");
                     assert_eq!(answers(&mut checkout).await, names[which]);
                 }
             })
@@ -139,7 +154,7 @@ async fn one_database_never_gets_more_than_its_places() {
                 let (databases, placement) = (databases.clone(), placed[0].clone());
                 tokio::spawn(async move {
                     for _ in 0..5 {
-                        answers(&mut databases.checkout(&placement).await.expect("in turn")).await;
+                        answers(&mut databases.enter(&placement).await.expect("in turn")).await;
                     }
                 })
             })
@@ -149,7 +164,7 @@ async fn one_database_never_gets_more_than_its_places() {
         }
         assert!(databases.open_connections() <= 2, "{}", databases.open_connections());
     }
-    let (one, two) = (databases.checkout(&placed[0]).await, databases.checkout(&placed[0]).await);
+    let (one, two) = (databases.enter(&placed[0]).await, databases.enter(&placed[0]).await);
     assert!(one.is_ok() && two.is_ok());
     until_backends(&made, 2).await;
     drop((one, two));
@@ -161,13 +176,13 @@ async fn when_all_are_in_use_waiting_ends_with_a_fault_that_passes() {
     let (made, placed) = several(2).await;
     let wait = Duration::from_millis(50);
     let databases = databases(Limits { connections: 1, wait, ..Limits::default() });
-    let held = databases.checkout(&placed[0]).await.expect("a connection");
-    assert_eq!(databases.checkout(&placed[1]).await.err(), Some(DatabasesError::Busy { waited: wait }));
-    assert_eq!(databases.checkout(&placed[0]).await.err(), Some(DatabasesError::Busy { waited: wait }));
+    let held = databases.enter(&placed[0]).await.expect("a connection");
+    assert_eq!(databases.enter(&placed[1]).await.err(), Some(DatabasesError::Busy { waited: wait }));
+    assert_eq!(databases.enter(&placed[0]).await.err(), Some(DatabasesError::Busy { waited: wait }));
     drop(held);
     let waited = loop {
         // Its way back takes a round trip.
-        match databases.checkout(&placed[1]).await {
+        match databases.enter(&placed[1]).await {
             Ok(checkout) => break checkout,
             Err(error) => assert_eq!(error, DatabasesError::Busy { waited: wait }),
         }
@@ -180,24 +195,24 @@ async fn when_all_are_in_use_waiting_ends_with_a_fault_that_passes() {
 async fn an_idle_connection_is_used_again_and_closed_when_its_time_is_up() {
     let (made, placed) = several(3).await;
     let databases = databases(Limits { idle: Duration::from_millis(400), ..Limits::default() });
-    drop(databases.checkout(&placed[0]).await.expect("a connection"));
+    drop(databases.enter(&placed[0]).await.expect("a connection"));
     let mut pids = Vec::new();
     for _ in 0..3 {
-        let mut checkout = databases.checkout(&placed[0]).await.expect("a connection");
+        let mut checkout = databases.enter(&placed[0]).await.expect("a connection");
         let pid: i32 =
             sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(checkout.connection()).await.expect("a pid");
         pids.push(pid);
-        checkout.commit().await.expect("committed");
+        commit(checkout).await;
         until_idle(&databases).await;
     }
     assert!(pids.windows(2).all(|pair| pair[0] == pair[1]), "{pids:?}");
     for placement in &placed {
-        drop(databases.checkout(placement).await.expect("a connection"));
+        drop(databases.enter(placement).await.expect("a connection"));
     }
     until_backends(&made, 0).await;
     assert_eq!((databases.open_connections(), databases.known_databases()), (0, 0), "nothing is kept of them");
     // And it starts again.
-    drop(databases.checkout(&placed[1]).await.expect("a connection"));
+    drop(databases.enter(&placed[1]).await.expect("a connection"));
     until_backends(&made, 0).await;
     drop_all(made).await;
 }
@@ -234,7 +249,7 @@ async fn a_database_that_is_down_is_left_alone_and_others_are_not() {
     for (tenant, url, says) in [("gone", nobody().await, "refused"), ("mute", hangs, "no answer")] {
         let down = at(tenant, &url);
         for n in 1..=breaker::FAILURES {
-            let error = databases.checkout(&down).await.expect_err("down");
+            let error = databases.enter(&down).await.expect_err("down");
             let DatabasesError::Unreachable { why, .. } = &error else { panic!("{n}: {error}") };
             assert!(why.contains(says), "{why}");
             let said = error.to_string();
@@ -242,21 +257,21 @@ async fn a_database_that_is_down_is_left_alone_and_others_are_not() {
         }
         // From now on it is not even asked.
         for _ in 0..20 {
-            let error = databases.checkout(&down).await.expect_err("down");
+            let error = databases.enter(&down).await.expect_err("down");
             assert!(matches!(error, DatabasesError::Down { after, .. } if after <= breaker::DELAY_FIRST), "{error}");
         }
-        assert_eq!(answers(&mut databases.checkout(&placed[0]).await.expect("healthy")).await, made[0].name);
+        assert_eq!(answers(&mut databases.enter(&placed[0]).await.expect("healthy")).await, made[0].name);
     }
     // Until its delay is over and it is back: closed, at once and for all.
     let back = at("gone", &made[0].admin_url());
     loop {
-        match databases.checkout(&back).await {
+        match databases.enter(&back).await {
             Ok(_) => break,
             Err(DatabasesError::Down { after, .. }) => tokio::time::sleep(after).await,
             Err(other) => panic!("{other}"),
         }
     }
-    assert!(databases.checkout(&back).await.is_ok());
+    assert!(databases.enter(&back).await.is_ok());
     drop_all(made).await;
 }
 
@@ -264,7 +279,7 @@ async fn a_database_that_is_down_is_left_alone_and_others_are_not() {
 async fn a_server_that_was_restarted_under_idle_connections_costs_no_job_a_failure() {
     let (made, placed) = several(1).await;
     let databases = databases(Limits { idle: LONG, ..Limits::default() });
-    let both = (databases.checkout(&placed[0]).await, databases.checkout(&placed[0]).await);
+    let both = (databases.enter(&placed[0]).await, databases.enter(&placed[0]).await);
     drop(both);
     until_idle(&databases).await;
     sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'reeve-dedicated' AND datname = current_database()")
@@ -272,7 +287,7 @@ async fn a_server_that_was_restarted_under_idle_connections_costs_no_job_a_failu
         .await
         .expect("terminated");
     until_backends(&made, 0).await;
-    assert_eq!(answers(&mut databases.checkout(&placed[0]).await.expect("a new one")).await, made[0].name);
+    assert_eq!(answers(&mut databases.enter(&placed[0]).await.expect("a new one")).await, made[0].name);
     assert_eq!(databases.open_connections(), 1, "its dead peer went with it");
     drop_all(made).await;
 }
@@ -296,13 +311,13 @@ async fn a_checkout_that_is_dropped_half_way_leaves_no_transaction_and_no_contex
     let databases = databases(Limits { connections: 1, per_database: 1, idle: LONG, ..Limits::default() });
     for n in 1..40 {
         dropped_at_wait(n, async {
-            let mut checkout = databases.checkout(&placed[0]).await.expect("a connection");
+            let mut checkout = databases.enter(&placed[0]).await.expect("a connection");
             checkout.connection().execute("SELECT set_config('reeve.tenant_id', 'a', true)").await.expect("set");
             checkout.connection().execute("INSERT INTO marks VALUES (1)").await.expect("written");
             checkout.connection().execute("SELECT pg_sleep(0.001)").await.expect("slept");
         })
         .await;
-        let mut next = databases.checkout(&placed[0]).await.expect("a connection");
+        let mut next = databases.enter(&placed[0]).await.expect("a connection");
         let (marks, context): (i64, Option<String>) =
             sqlx::query_as("SELECT (SELECT count(*) FROM marks), nullif(current_setting('reeve.tenant_id', true), '')")
                 .fetch_one(next.connection())
@@ -318,10 +333,10 @@ async fn a_checkout_that_is_dropped_half_way_leaves_no_transaction_and_no_contex
 async fn a_connection_with_a_context_that_outlived_its_transaction_is_closed() {
     let (made, placed) = several(1).await;
     let databases = databases(Limits { connections: 1, idle: LONG, ..Limits::default() });
-    let mut checkout = databases.checkout(&placed[0]).await.expect("a connection");
+    let mut checkout = databases.enter(&placed[0]).await.expect("a connection");
     checkout.connection().execute("SELECT set_config('reeve.tenant_id', 'a', false)").await.expect("set");
-    checkout.commit().await.expect("committed");
-    let mut next = databases.checkout(&placed[0]).await.expect("a connection");
+    commit(checkout).await;
+    let mut next = databases.enter(&placed[0]).await.expect("a connection");
     let context: Option<String> = sqlx::query_scalar("SELECT nullif(current_setting('reeve.tenant_id', true), '')")
         .fetch_one(next.connection())
         .await
@@ -335,8 +350,8 @@ async fn a_connection_with_a_context_that_outlived_its_transaction_is_closed() {
 async fn a_placement_that_does_not_open_or_holds_no_url_connects_nowhere() {
     let databases = databases(Limits::default());
     let sealed = Dedicated { url_sealed: [0xff].as_slice().into(), ..at("a", "") };
-    assert!(matches!(databases.checkout(&sealed).await, Err(DatabasesError::Sealed(_))));
-    let error = databases.checkout(&at("a", "mysql://w:canary@h/x")).await.expect_err("no URL");
+    assert!(matches!(databases.enter(&sealed).await, Err(DatabasesError::Sealed(_))));
+    let error = databases.enter(&at("a", "mysql://w:canary@h/x")).await.expect_err("no URL");
     assert!(matches!(error, DatabasesError::Url(_)) && !error.to_string().contains("canary"), "{error}");
     assert_eq!(databases.open_connections(), 0);
 }
