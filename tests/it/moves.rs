@@ -42,12 +42,8 @@ async fn a_moving_tenants_jobs_wait_and_run_afterwards_at_the_new_place() {
         until("b's is done", async || estate.job(job).await.0 == "completed").await;
     }
     assert_eq!(estate.job(waits).await.0, "available");
-    let url = own.url("reeve_worker").into();
-    let new = reeve_worker::placement::NewPlacement {
-        tenant: a,
-        region: "default",
-        url: &reeve_jobs::redact::Redacted::new(url),
-    };
+    let url = &reeve_jobs::redact::Redacted::new(own.url("reeve_worker"));
+    let new = reeve_worker::placement::NewPlacement { tenant: a, region: "default", url };
     reeve_worker::placement::set(&estate.ops, &crate::placements::key(), &new, WHO).await.expect("placed");
     let job = estate.probe(b).await;
     until("b's is done", async || estate.job(job).await.0 == "completed").await;
@@ -55,7 +51,7 @@ async fn a_moving_tenants_jobs_wait_and_run_afterwards_at_the_new_place() {
     estate.end_move(a).await;
     until("a's is done", async || estate.job(waits).await.0 == "completed").await;
     fleet.stop().await;
-    assert_eq!(marker.databases_of(a), [own.name.clone()]);
+    assert_eq!(marker.databases_of(a), [own.name.as_str()]);
     assert_eq!(marked(&own).await, 1);
     for action in ["placement.move_begun", "placement.prepared", "placement.dedicated", "placement.move_ended"] {
         assert_eq!(estate.audited(a, action).await, 1, "{action}");

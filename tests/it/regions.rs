@@ -5,6 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use reeve_jobs::{
@@ -15,6 +16,7 @@ use reeve_jobs::{
     tenant::{Directory, Scope, ScopeError, placements, region},
 };
 use reeve_worker::runtime::Handler;
+use sqlx::Executor;
 
 use crate::{
     placements::{Estate, WHO, marks},
@@ -23,16 +25,16 @@ use crate::{
 
 /// Starts the worker, which must refuse, and returns what it said.
 async fn refused_at_start(url: &str, region: &str) -> String {
-    let output = tokio::process::Command::new(program("reeve-worker"))
+    let run = tokio::process::Command::new(program("reeve-worker"))
         .env_remove("REEVE_CONFIG")
         .env("REEVE_WORKER__DATABASE_URL", url)
         .env("REEVE_WORKER__ROOT_KEY", ROOT_KEY)
         .env("REEVE_WORKER__REGION", region)
         .stdin(Stdio::null())
         .kill_on_drop(true)
-        .output()
-        .await
-        .expect("it runs");
+        .output();
+    // One that does start would run for ever.
+    let output = tokio::time::timeout(Duration::from_secs(60), run).await.expect("it refuses").expect("it runs");
     assert!(!output.status.success());
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -102,7 +104,8 @@ async fn a_control_scope_is_refused_on_a_tenants_own_database() {
     let a = &estate.town.a;
     let own = estate.dedicated(a).await;
     let context = estate.context(a).await;
-    // A worker that was pointed at it: there the tenant is known, and its proof good.
+    // A worker that was pointed at it, and at a row that looks as the control database's would: the proof is good there.
+    own.admin.execute("UPDATE reeve.tenants SET placement = 'shared'").await.expect("planted");
     let misled = Directory::new(own.pool("reeve_worker").await);
     let refused = Scope::open_control(&misled, &context).await.expect_err("refused");
     assert!(refused.to_string().contains("not the control database"), "{refused}");
