@@ -453,7 +453,7 @@ async fn a_url_is_readable_nowhere_but_by_the_root_key() {
     estate.place_at(&estate.town.a, "default", &url).await;
     let everything: String = sqlx::query_scalar(
         "SELECT string_agg(x, ' ') FROM (SELECT p::text AS x FROM reeve.placements p
-         UNION ALL SELECT convert_from(p.url_sealed, 'LATIN1') FROM reeve.placements p
+         UNION ALL SELECT encode(p.url_sealed, 'escape') FROM reeve.placements p
          UNION ALL SELECT l::text FROM reeve.audit_log l UNION ALL SELECT b::text FROM reeve.audit_bodies b) all_of_it",
     )
     .fetch_one(&estate.town.db.admin)

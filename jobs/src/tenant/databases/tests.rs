@@ -332,7 +332,8 @@ async fn a_checkout_that_is_dropped_half_way_leaves_no_transaction_and_no_contex
 #[tokio::test]
 async fn a_connection_with_a_context_that_outlived_its_transaction_is_closed() {
     let (made, placed) = several(1).await;
-    let databases = databases(Limits { connections: 1, idle: LONG, ..Limits::default() });
+    // One place, and permits to spare: the next user waits for this connection, and would get it.
+    let databases = databases(Limits { per_database: 1, idle: LONG, ..Limits::default() });
     let mut checkout = databases.enter(&placed[0]).await.expect("a connection");
     checkout.connection().execute("SELECT set_config('reeve.tenant_id', 'a', false)").await.expect("set");
     commit(checkout).await;
