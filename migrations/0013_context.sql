@@ -9,16 +9,21 @@
 --
 -- The app is not bound so. It speaks for all its tenants by right, and names one (reeve.tenant()).
 --
--- The setting reeve.context is "kind/kid/job/token/exp/mac[/mac2]"; the tenant stands in reeve.tenant_id and is covered by
--- the MAC. kind j is a job's; s is a session's, which an operator opens for one tenant (reeve.open_session), logged, for
--- minutes. mac2 is for a dedicated database, whose key is its own.
+-- The setting reeve.context is "kind/job/lease token/expiry/kid/mac[/mac2]", each part of a fixed width, so that taking it
+-- apart costs next to nothing; a regular expression over it cost more than all the rest. The tenant stands in
+-- reeve.tenant_id and is covered by the MAC. Kind j is a job's; s is a session's, which an operator opens for one tenant
+-- (reeve.open_session), recorded, for minutes. mac2 is for a dedicated database, whose key is its own.
 SET LOCAL ROLE reeve_owner;
 
--- Off: the worker's policies believe the setting alone, as they did before. For measuring, and for a way out.
+-- Off: claims give no proof, and the worker's policies believe the setting alone, as they did before. For measuring, and
+-- for a way out.
 ALTER TABLE reeve.settings ADD COLUMN context_verified boolean NOT NULL DEFAULT true;
 
 -- Its rows are being moved to another database: its jobs wait.
 ALTER TABLE reeve.tenants ADD COLUMN moving boolean NOT NULL DEFAULT false;
+
+-- What the flag limit.running_max says (0017_limits.sql), where running_max says nothing; NULL is no cap.
+ALTER TABLE reeve.tenants ADD COLUMN running_max_by_flag integer CHECK (running_max_by_flag >= 0);
 
 -- How long one attempt may run, copied from kinds.rs: a context outlives it by a little.
 ALTER TABLE reeve.kinds ADD COLUMN budget_secs integer NOT NULL DEFAULT 600 CHECK (budget_secs BETWEEN 1 AND 86400);
@@ -81,57 +86,57 @@ BEGIN
 END $$;
 SELECT reeve.add_context_key();
 
--- A parsed body, so that it is inlined. The tenant stands last: it alone may hold the separator.
-CREATE FUNCTION reeve.context_mac(inner_pad bytea, outer_pad bytea, kind text, job uuid, token uuid, exp bigint, tenant text)
-  RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
-  RETURN sha256(outer_pad || sha256(inner_pad || convert_to(
-    'reeve/context/v1/' || kind || '/' || job || '/' || token || '/' || exp || '/' || tenant, 'UTF8')));
+-- All of a context but its MACs: 92 characters.
+CREATE FUNCTION reeve.context_head(kind text, job uuid, token uuid, exp bigint, kid integer) RETURNS text
+  LANGUAGE sql STABLE PARALLEL SAFE
+  RETURN kind || '/' || job || '/' || token || '/' || lpad(exp::text, 10, '0') || '/' || lpad(kid::text, 5, '0');
+
+-- Parsed bodies, so that they are inlined. The tenant stands last: it alone has no fixed width.
+CREATE FUNCTION reeve.context_mac(inner_pad bytea, outer_pad bytea, head text, tenant text) RETURNS text
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE
+  RETURN encode(sha256(outer_pad || sha256(inner_pad || convert_to('reeve/context/v1/' || head || '/' || tenant, 'UTF8'))), 'hex');
 
 -- The tenant that this transaction speaks for with proof, or NULL when it names none. In policies for reeve_worker, as
 -- (SELECT reeve.held_tenant()): once a statement. One query for key and lease together, since each costs a call. In a
 -- dedicated database there are no leases: there it is MAC, time and whose database it is.
---   RV011 no proof, or a forged one   RV012 the proof is past its time   RV013 the lease is no longer held
+--   RV011 forged, or another tenant's   RV012 past its time   RV013 the lease is no longer held   RV014 none
 CREATE FUNCTION reeve.held_tenant() RETURNS text LANGUAGE plpgsql STABLE SECURITY DEFINER
   SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   tenant text := nullif(current_setting('reeve.tenant_id', true), '') COLLATE "C";
   context text := current_setting('reeve.context', true);
-  part text[];
   f record;
 BEGIN
   IF tenant IS NULL THEN
     RETURN NULL;
   END IF;
-  -- Shape first: what follows casts the parts.
-  IF context ~ '^[js]/[0-9]{1,9}/[0-9a-f-]{36}/[0-9a-f-]{36}/[0-9]{1,12}/[0-9a-f]{64}(/[0-9a-f]{64})?$' THEN
-    part := string_to_array(context, '/');
-  ELSIF (SELECT s.context_verified FROM reeve.settings s) THEN
-    RAISE EXCEPTION 'reeve: this transaction names a tenant without proof' USING ERRCODE = 'RV011',
-      HINT = 'A worker sets reeve.context to what the claim of a job gave it.';
-  ELSE
-    RETURN tenant;
+  IF (context LIKE '_/________-____-____-____-____________/________-____-____-____-____________/__________/_____/%'
+      AND length(context) IN (157, 222)) IS NOT TRUE THEN
+    IF NOT (SELECT s.context_verified FROM reeve.settings s) THEN
+      RETURN tenant;
+    ELSIF coalesce(context, '') = '' THEN
+      RAISE EXCEPTION 'reeve: this transaction names a tenant without proof' USING ERRCODE = 'RV014',
+        HINT = 'A worker sets reeve.context to what the claim of a job gave it.';
+    END IF;
+    RAISE EXCEPTION 'reeve: the proof of this transaction''s tenant is none of ours' USING ERRCODE = 'RV011';
   END IF;
-  SELECT s.context_verified, coalesce(i.tenant_id, tenant) AS home, CASE WHEN i.tenant_id IS NULL THEN 6 ELSE 7 END AS mac,
-         coalesce(i.inner_pad, k.inner_pad) AS inner_pad, coalesce(i.outer_pad, k.outer_pad) AS outer_pad,
-         part[1] = 's' OR i.tenant_id IS NOT NULL OR EXISTS (
-           SELECT FROM reeve.jobs j WHERE j.id = part[3]::uuid AND j.lease_token = part[4]::uuid AND j.tenant_id = tenant
-         ) AS held
-  INTO f FROM reeve.settings s LEFT JOIN reeve.identity i ON true
-  LEFT JOIN reeve.context_keys k ON k.kid = part[2]::integer AND i.tenant_id IS NULL;
-  IF NOT f.context_verified THEN
-    RETURN tenant;
-  END IF;
+  -- What does not cast is none of ours either, and is refused by the cast.
+  SELECT i.tenant_id AS home, coalesce(i.inner_pad, k.inner_pad) AS inner_pad, coalesce(i.outer_pad, k.outer_pad) AS outer_pad,
+         j.tenant_id AS held_of
+  INTO f FROM (VALUES (substr(context, 3, 36)::uuid, substr(context, 40, 36)::uuid, substr(context, 88, 5)::integer)) c (job, token, kid)
+  LEFT JOIN reeve.identity i ON true
+  LEFT JOIN reeve.context_keys k ON k.kid = c.kid
+  LEFT JOIN reeve.jobs j ON j.id = c.job AND j.lease_token = c.token;
   -- Hashed before they are compared, so that the time of the comparison tells nothing of the right one. No such key, or
-  -- no MAC for this database: NULL, which differs.
-  IF f.home <> tenant OR sha256(reeve.context_mac(f.inner_pad, f.outer_pad, part[1], part[3]::uuid, part[4]::uuid,
-                                                  part[5]::bigint, tenant))
-     IS DISTINCT FROM sha256(decode(part[f.mac], 'hex')) THEN
+  -- no MAC for this database: NULL or '', which differs.
+  IF f.home <> tenant OR sha256(convert_to(reeve.context_mac(f.inner_pad, f.outer_pad, left(context, 92), tenant), 'UTF8'))
+     IS DISTINCT FROM sha256(convert_to(substr(context, CASE WHEN f.home IS NULL THEN 94 ELSE 159 END, 64), 'UTF8')) THEN
     RAISE EXCEPTION 'reeve: the proof of this transaction''s tenant is forged, or of another tenant' USING ERRCODE = 'RV011';
   END IF;
-  IF part[5]::bigint < extract(epoch FROM clock_timestamp()) THEN
+  IF substr(context, 77, 10)::bigint < extract(epoch FROM clock_timestamp()) THEN
     RAISE EXCEPTION 'reeve: the proof of this transaction''s tenant is past its time' USING ERRCODE = 'RV012';
   END IF;
-  IF NOT f.held THEN
+  IF f.held_of IS DISTINCT FROM tenant AND f.home IS NULL AND left(context, 1) <> 's' THEN
     RAISE EXCEPTION 'reeve: the job''s lease is no longer held' USING ERRCODE = 'RV013';
   END IF;
   RETURN tenant;
@@ -156,10 +161,10 @@ BEGIN
     RAISE EXCEPTION 'reeve: a session needs a reason' USING ERRCODE = 'RV005';
   END IF;
   PERFORM reeve.audit_append(t.id, actor, 'session.opened', 'session:' || session, reason, '{}', NULL, NULL, NULL);
-  SELECT concat_ws('/', 's', k.kid, session, nobody, exp,
-                   encode(reeve.context_mac(k.inner_pad, k.outer_pad, 's', session, nobody, exp, t.id), 'hex'),
-                   encode(reeve.context_mac(p.inner_pad, p.outer_pad, 's', session, nobody, exp, t.id), 'hex'))
+  SELECT concat_ws('/', h.head, reeve.context_mac(k.inner_pad, k.outer_pad, h.head, t.id),
+                   reeve.context_mac(p.inner_pad, p.outer_pad, h.head, t.id))
   INTO STRICT made FROM reeve.context_keys k LEFT JOIN reeve.placement_keys p ON p.tenant_id = t.id
+  CROSS JOIN LATERAL (SELECT reeve.context_head('s', session, nobody, exp, k.kid) AS head) h
   ORDER BY k.kid DESC LIMIT 1;
   RETURN made;
 END $$;
@@ -180,7 +185,7 @@ BEGIN
 END $$;
 GRANT EXECUTE ON FUNCTION reeve.rotate_context_key(text, text) TO reeve_ops;
 
--- As in 0006, but: each job comes with its context, and a tenant that is moving is passed over.
+-- As in 0006, but: each job comes with its context, a tenant that is moving is passed over, and a flag can be the cap.
 DROP FUNCTION reeve.claim(text, text, integer, text, text, double precision);
 -- Claims up to `n` jobs fairly. Up to n tenants with ready jobs are gathered from the cursor onwards, around the ring;
 -- then places are dealt in rounds, one to each tenant (as many as its weight) a round, until there are none left. The
@@ -195,7 +200,9 @@ CREATE FUNCTION reeve.claim(q text, r text, n integer, w text, cur text, lease_s
 #variable_conflict use_column
 DECLARE
   token uuid := gen_random_uuid();
-  key reeve.context_keys := (SELECT x FROM reeve.context_keys x ORDER BY x.kid DESC LIMIT 1);
+  -- None where contexts are not verified.
+  key reeve.context_keys := (SELECT x FROM reeve.context_keys x, reeve.settings s WHERE s.context_verified
+                             ORDER BY x.kid DESC LIMIT 1);
   -- A context lives as long as an attempt may run, and five minutes in the buffer before it.
   begun bigint := extract(epoch FROM clock_timestamp())::bigint + 300;
   looked text[];
@@ -231,9 +238,10 @@ BEGIN
           -- Where every kind of this queue is off, not one row is looked at, however many wait.
           AND (tn.kinds_off IS NULL OR EXISTS (SELECT FROM reeve.kinds k WHERE k.queue = q AND k.name <> ALL (tn.kinds_off)))
         CROSS JOIN LATERAL (
-          SELECT CASE WHEN tn.running_max IS NULL THEN 2147483647 ELSE tn.running_max - (
+          SELECT CASE WHEN most.n IS NULL THEN 2147483647 ELSE most.n - (
             SELECT count(*)::integer FROM (SELECT 1 FROM reeve.jobs y WHERE y.queue = q AND y.region = r
-              AND y.tenant_id = u.t AND y.state = 'running' LIMIT tn.running_max) z) END AS free) cap
+              AND y.tenant_id = u.t AND y.state = 'running' LIMIT most.n) z) END AS free
+          FROM (SELECT coalesce(tn.running_max, tn.running_max_by_flag) AS n) most) cap
         CROSS JOIN LATERAL (
           SELECT z.id, row_number() OVER () AS nth FROM (
             SELECT y.id FROM reeve.jobs y
@@ -254,12 +262,13 @@ BEGIN
           WHERE j.id = ANY (chosen)
           RETURNING j.id, j.tenant_id, j.kind, j.payload, j.attempt, j.attempts_max, j.rescues, j.traceparent)
         SELECT j.id, j.tenant_id, j.kind, j.payload, j.attempt, j.attempts_max, j.rescues, j.traceparent::text, token,
-               concat_ws('/', 'j', key.kid, j.id, token, e.exp,
-                 encode(reeve.context_mac(key.inner_pad, key.outer_pad, 'j', j.id, token, e.exp, j.tenant_id), 'hex'),
-                 encode(reeve.context_mac(p.inner_pad, p.outer_pad, 'j', j.id, token, e.exp, j.tenant_id), 'hex'))
+               CASE WHEN key.kid IS NULL THEN '' ELSE
+                 concat_ws('/', h.head, reeve.context_mac(key.inner_pad, key.outer_pad, h.head, j.tenant_id),
+                           reeve.context_mac(p.inner_pad, p.outer_pad, h.head, j.tenant_id)) END
         FROM taken j LEFT JOIN reeve.kinds k ON k.name = j.kind
         LEFT JOIN reeve.placement_keys p ON p.tenant_id = j.tenant_id
-        CROSS JOIN LATERAL (SELECT begun + coalesce(k.budget_secs, 0) AS exp) e;
+        CROSS JOIN LATERAL (
+          SELECT reeve.context_head('j', j.id, token, begun + coalesce(k.budget_secs, 0), key.kid) AS head) h;
         places := places - cardinality(chosen);
         IF places <= 0 THEN
           pos := last_served;

@@ -173,7 +173,7 @@ BEGIN
 END $$;
 
 -- The tenant's row, locked.
-CREATE FUNCTION reeve.lock_tenant(tenant text) RETURNS reeve.tenants LANGUAGE plpgsql VOLATILE
+CREATE FUNCTION reeve.lock_moving_tenant(tenant text) RETURNS reeve.tenants LANGUAGE plpgsql VOLATILE
   SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   t reeve.tenants;
@@ -207,7 +207,7 @@ $$;
 CREATE FUNCTION reeve.begin_move(tenant text, actor text, reason text) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  t reeve.tenants := reeve.lock_tenant(tenant);
+  t reeve.tenants := reeve.lock_moving_tenant(tenant);
 BEGIN
   IF t.moving THEN
     RAISE EXCEPTION 'reeve: tenant "%" is moving already', tenant USING ERRCODE = 'RV030',
@@ -264,7 +264,7 @@ $$;
 CREATE FUNCTION reeve.place_tenant(tenant text, url_sealed bytea, region text, epoch integer, actor text, reason text)
   RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  t reeve.tenants := reeve.lock_tenant(tenant);
+  t reeve.tenants := reeve.lock_moving_tenant(tenant);
   r reeve.regions := reeve.require_region(region);
 BEGIN
   IF octet_length(url_sealed) IS NULL THEN
@@ -288,7 +288,7 @@ END $$;
 CREATE FUNCTION reeve.place_shared(tenant text, region text, actor text, reason text) RETURNS integer
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  t reeve.tenants := reeve.lock_tenant(tenant);
+  t reeve.tenants := reeve.lock_moving_tenant(tenant);
   r reeve.regions := reeve.require_region(region);
   next_epoch integer := 1 + coalesce((SELECT p.epoch FROM reeve.placements p WHERE p.tenant_id = tenant), 0);
 BEGIN
@@ -319,7 +319,7 @@ END $$;
 CREATE FUNCTION reeve.end_move(tenant text, actor text, reason text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  t reeve.tenants := reeve.lock_tenant(tenant);
+  t reeve.tenants := reeve.lock_moving_tenant(tenant);
   p reeve.placements;
   left_secs integer;
 BEGIN
@@ -348,7 +348,7 @@ END $$;
 CREATE FUNCTION reeve.cancel_move(tenant text, actor text, reason text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  t reeve.tenants := reeve.lock_tenant(tenant);
+  t reeve.tenants := reeve.lock_moving_tenant(tenant);
 BEGIN
   PERFORM reeve.require_moving(t);
   IF EXISTS (SELECT FROM reeve.placements p WHERE p.tenant_id = tenant AND NOT p.settled) THEN
@@ -375,7 +375,7 @@ CREATE FUNCTION reeve.prepare_placement(tenant text, region text, actor text, re
   RETURNS TABLE (epoch integer, may_renew boolean) LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  t reeve.tenants := reeve.lock_tenant(tenant);
+  t reeve.tenants := reeve.lock_moving_tenant(tenant);
   r reeve.regions := reeve.require_region(region);
 BEGIN
   PERFORM reeve.audit_placement(t.id, 'placement.prepared', ARRAY['identity'], actor, reason);
@@ -387,7 +387,7 @@ END $$;
 CREATE FUNCTION reeve.keep_prepared_key(tenant text, epoch integer, inner_pad bytea, outer_pad bytea) RETURNS void
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  t reeve.tenants := reeve.lock_tenant(tenant);
+  t reeve.tenants := reeve.lock_moving_tenant(tenant);
   current integer := coalesce((SELECT p.epoch FROM reeve.placements p WHERE p.tenant_id = tenant), 0);
 BEGIN
   IF epoch <> current + 1 THEN
@@ -404,7 +404,7 @@ END $$;
 CREATE FUNCTION reeve.audit_mismatch(tenant text, actor text, why text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  PERFORM reeve.lock_tenant(tenant);
+  PERFORM reeve.lock_moving_tenant(tenant);
   PERFORM reeve.audit_placement(tenant, 'placement.refused', '{}', actor, why);
 END $$;
 GRANT EXECUTE ON FUNCTION reeve.declare_region(text, boolean, text, text), reeve.declare_bucket(text, text, text, text),

@@ -5,14 +5,18 @@
 //! changed fields never come here, only their names.
 //!
 //! The entries of a tenant are a hash chain (`migrations/0005_audit.sql`), and its end is signed now and then. With feature
-//! `program`: [`keyed`] has the key's uses, [`chain`] the canonical bytes, [`verify`] finds the first broken link, and
-//! [`inspect`] searches.
+//! `program`: [`keyed`] has the key's uses, [`chain`] the canonical bytes, [`verify`] finds the first broken link,
+//! [`inspect`] searches; [`sign`] signs what has grown, and [`shipped`] keeps what was signed out of the database's reach.
 #[cfg(feature = "program")]
 pub mod chain;
 #[cfg(feature = "program")]
 pub mod inspect;
 #[cfg(feature = "program")]
 pub mod keyed;
+#[cfg(feature = "program")]
+pub mod shipped;
+#[cfg(feature = "program")]
+pub mod sign;
 #[cfg(feature = "program")]
 pub mod verify;
 

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use reeve_jobs::{
     audit::{
         inspect::{Filter, Found, erase_body},
+        shipped::Witness,
         verify::Report,
     },
     queue::operate::Act,
@@ -14,7 +15,7 @@ use crate::{
     cli::{self, Cli},
     config::Config,
     output::{Table, shorten, time},
-    run::{Failure, Outcome, Terminal, actor, open, show},
+    run::{Failure, Outcome, Terminal, actor, open, open_to_act, show},
     service::{ServiceError, audit, audit::Signed},
 };
 
@@ -25,13 +26,24 @@ pub(crate) async fn run(
     terminal: &mut Terminal<'_>,
 ) -> Result<Outcome, Failure> {
     match verb {
-        cli::Audit::Verify { tenant } => {
+        cli::Audit::Verify { tenant, checkpoints } => {
             let key = config.audit_key()?;
+            let witness = match checkpoints {
+                Some(file) => Witness::read(file, &config.require_audit_key()?).map_err(ServiceError::from)?,
+                None => Witness::default(),
+            };
             let pool = open(config).await?;
-            let found = audit::verify(&pool, tenant.as_deref(), key.as_ref()).await?;
+            let found = audit::verify(&pool, tenant.as_deref(), key.as_ref(), &witness).await?;
             show(cli, terminal, &found, |out, found| reports(out, found))?;
             if key.is_none() {
                 writeln!(terminal.messages, "signatures of checkpoints were not checked: [ops] audit_key is not set")?;
+            }
+            if witness.torn > 0 {
+                writeln!(
+                    terminal.messages,
+                    "lines of checkpoints that were cut short and passed over: {}",
+                    witness.torn
+                )?;
             }
             if found.iter().any(|report| report.broken.is_some()) {
                 return Ok(Outcome::CheckFailed);
@@ -49,10 +61,10 @@ pub(crate) async fn run(
             csv(terminal.out, &found)?;
             tell_more(terminal, found.len(), arguments.limit)?;
         }
-        cli::Audit::Checkpoint { tenant } => {
+        cli::Audit::Checkpoint { tenant, checkpoints: file } => {
             let key = config.require_audit_key()?;
-            let pool = open(config).await?;
-            let made = audit::checkpoint(&pool, tenant.as_deref(), &key).await?;
+            let pool = open_to_act(config).await?;
+            let made = audit::checkpoint(&pool, tenant.as_deref(), &key, file.as_deref()).await?;
             show(cli, terminal, &made, |out, made| checkpoints(out, made))?;
             if made.iter().any(|signed| signed.broken.is_some()) {
                 return Ok(Outcome::CheckFailed);
@@ -60,7 +72,7 @@ pub(crate) async fn run(
         }
         cli::Audit::Erase { tenant, seq, reason } => {
             let actor = actor(terminal)?;
-            let pool = open(config).await?;
+            let pool = open_to_act(config).await?;
             let act = Act { actor: &actor, reason };
             let erased = erase_body(&pool, tenant, *seq, act).await.map_err(ServiceError::from)?;
             show(cli, terminal, &json!({ "erased": erased }), |out, _| {

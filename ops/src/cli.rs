@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use clap::{Args, Parser, Subcommand};
 use reeve_jobs::{JobId, Kind, State, TenantId, catalogue::TableName, tenant::flags::Level};
+use uuid::Uuid;
+
+pub use crate::tenants::Tenants;
 
 use crate::placement;
 
@@ -12,7 +15,7 @@ Exit codes:
   0  done
   1  a check failed, or the thing does not exist
   2  usage or configuration
-  3  the database cannot be reached, or is at another schema version
+  3  the database cannot be reached, is at another schema version, or is not safe to act in (`reeve doctor`)
   4  refused by Reeve (code RV..., with its reason and what to do)
 
 Data goes to standard output, messages to standard error. Acts are audited as cli:<REEVE_ACTOR, or else USER>.";
@@ -36,7 +39,12 @@ pub enum Noun {
     /// Bring the database to this build's schema. Safe to repeat
     Migrate(Migrate),
     /// Check the installation; each failed check says what to do
-    Doctor,
+    Doctor {
+        /// Also check the app's tables by this catalogue: each declared, and guarded where it holds tenants' rows. Takes
+        /// [ops] app_database_url
+        #[arg(long, value_name = "FILE")]
+        catalogue: Option<PathBuf>,
+    },
     /// Jobs: look, enqueue, retry, cancel, follow
     Jobs {
         #[command(subcommand)]
@@ -47,7 +55,12 @@ pub enum Noun {
         #[command(subcommand)]
         verb: Audit,
     },
-    /// Tenants: look
+    /// Break-glass: a login for a time that reads one tenant's rows; a second operator approves it, and all is audited
+    Breakglass {
+        #[command(subcommand)]
+        verb: Breakglass,
+    },
+    /// Tenants: look, register, change, pause, resume
     Tenants {
         #[command(subcommand)]
         verb: Tenants,
@@ -199,16 +212,23 @@ pub enum Audit {
         /// Only this tenant's chain; - is the platform's own
         #[arg(long, allow_hyphen_values = true)]
         tenant: Option<String>,
+        /// Also hold the log against checkpoints that were kept outside the database, one of JSON a line, as the scheduler
+        /// appends them: finds a log that was cut together with its checkpoints. Takes [ops] audit_key
+        #[arg(long, value_name = "FILE")]
+        checkpoints: Option<PathBuf>,
     },
     /// List entries, newest first
     Search(Search),
     /// The same as CSV, for spreadsheets: cells that would be formulas get a leading apostrophe
     Csv(Search),
-    /// Verify, then sign the end of each chain with [ops] audit_key; keep what it prints somewhere else
+    /// Verify, then sign the end of each chain with [ops] audit_key, as the scheduler does on its own where it has the key
     Checkpoint {
         /// Only this tenant's chain; - is the platform's own
         #[arg(long, allow_hyphen_values = true)]
         tenant: Option<String>,
+        /// Append what is signed to this file, for `reeve audit verify --checkpoints`; keep it somewhere else
+        #[arg(long, value_name = "FILE")]
+        checkpoints: Option<PathBuf>,
     },
     /// Erase the reason and the fields' names of one entry; the chain stays whole, and the act is audited
     Erase {
@@ -220,6 +240,52 @@ pub enum Audit {
         /// Why; kept in the audit log
         #[arg(long, value_parser = reason)]
         reason: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Breakglass {
+    /// Ask for a login; prints the id that another operator approves
+    Open {
+        /// Whose rows are looked at
+        #[arg(long)]
+        tenant: TenantId,
+        /// How long the login lasts from when it is taken
+        #[arg(long, value_parser = clap::value_parser!(i32).range(1..=240))]
+        minutes: i32,
+        /// Why; kept in the tenant's audit log
+        #[arg(long, value_parser = reason)]
+        reason: String,
+    },
+    /// Approve what another operator asked for; each needs a database login of their own
+    Approve {
+        #[arg(value_parser = opening_id)]
+        id: Uuid,
+        /// Why; kept in the tenant's audit log
+        #[arg(long, value_parser = reason)]
+        reason: String,
+    },
+    /// Take the login of an approved opening, as the operator who asked. Its password is shown once
+    Login {
+        #[arg(value_parser = opening_id)]
+        id: Uuid,
+    },
+    /// End an opening before its time: its sessions are cut and its login is dropped
+    Close {
+        #[arg(value_parser = opening_id)]
+        id: Uuid,
+        /// Why; kept in the tenant's audit log
+        #[arg(long, value_parser = reason)]
+        reason: String,
+    },
+    /// List openings, newest first
+    List {
+        /// Only this tenant's
+        #[arg(long)]
+        tenant: Option<TenantId>,
+        /// At most this many
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
+        limit: i64,
     },
 }
 
@@ -258,14 +324,6 @@ fn moment(text: &str) -> Result<DateTime<Utc>, String> {
     DateTime::parse_from_rfc3339(text)
         .map(|at| at.to_utc())
         .map_err(|_| "write a day (2026-01-31) or a time with its zone (2026-01-31T12:00:00Z)".to_owned())
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Tenants {
-    /// List all tenants
-    List,
-    /// Show one tenant, with its live and parked jobs by state and kind
-    Show { id: TenantId },
 }
 
 #[derive(Debug, Subcommand)]
@@ -346,6 +404,10 @@ fn job_id(text: &str) -> Result<JobId, String> {
     text.parse().map_err(|_| "a job id is a UUID; `reeve jobs list` shows them".to_owned())
 }
 
+fn opening_id(text: &str) -> Result<Uuid, String> {
+    text.parse().map_err(|_| "an opening's id is a UUID; `reeve breakglass list` shows them".to_owned())
+}
+
 /// The audit log keeps this many characters.
 const REASON_CHARS_MAX: usize = 2_000;
 
@@ -412,6 +474,11 @@ mod tests {
         assert!(said(&["jobs", "show", "17"]).contains("a job id is a UUID"));
         assert!(said(&["jobs", "list", "--state", "finished"]).contains("states are scheduled, available"));
         assert!(said(&["jobs", "list", "--limit", "0"]).contains("--limit"));
+        for (minutes, reason, says) in [("0", "r", "1..=240"), ("241", "r", "1..=240"), ("5", " ", "say why")] {
+            let open = ["breakglass", "open", "--tenant", "t", "--minutes", minutes, "--reason", reason];
+            assert!(said(&open).contains(says), "{minutes} {reason:?}");
+        }
+        assert!(said(&["breakglass", "login", "17"]).contains("an opening's id is a UUID"));
         assert!(said(&["jobs", "retry", "0190e3a0-0000-7000-8000-000000000000", "--reason", " "]).contains("say why"));
         assert!(said(&["jobs", "cancel", "0190e3a0-0000-7000-8000-000000000000"]).contains("--reason"));
         let set = ["flags", "set", "beta", "true", "--reason", "r"];

@@ -8,12 +8,14 @@
 //! ([`cli::EXIT_CODES`]). This crate never claims or settles a job and never opens a tenant's scope: it reads as
 //! `reeve_ops`, and acts through SQL functions that write the audit log themselves.
 mod audit;
+mod breakglass;
 pub mod cli;
 pub mod config;
 pub mod output;
 pub mod placement;
 pub mod run;
 pub mod service;
+mod tenants;
 #[cfg(test)]
 mod tests;
 

@@ -5,7 +5,8 @@ use std::{
 };
 
 use reeve_jobs::{
-    audit::AuditKeyError,
+    audit::{AuditKeyError, shipped::ShippedError},
+    clock::SystemClock,
     program::{config::ConfigError, db, db::DbError},
     queue::{
         inspect::{Filter, Place},
@@ -17,11 +18,12 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection, PgPool, postgres::PgConnectOptions};
 
 use crate::{
-    audit,
+    audit, breakglass,
     cli::{self, Cli, Noun},
     config::Config,
     output, placement,
-    service::{self, ServiceError, catalogue, catalogue::CatalogueError, doctor, flags, jobs, jobs::Tail, tenants},
+    service::{self, ServiceError, catalogue, catalogue::CatalogueError, doctor, flags, jobs, jobs::Tail},
+    tenants,
 };
 
 /// Where a command reads and writes, and for whom it acts. Tests bring their own.
@@ -76,6 +78,7 @@ impl Failure {
             Self::Catalogue(error) => error.exit_code(),
             Self::Service(error) => match error {
                 ServiceError::NoJob(_)
+                | ServiceError::NoOpening(_)
                 | ServiceError::JobOver { .. }
                 | ServiceError::NoTenant(_)
                 | ServiceError::NoFlagValue { .. } => 1,
@@ -85,7 +88,12 @@ impl Failure {
                 | ServiceError::PayloadShape(_)
                 | ServiceError::Payload { .. }
                 | ServiceError::Role { .. } => 2,
-                ServiceError::Schema(_) | ServiceError::Database(_) => 3,
+                ServiceError::Shipped(error) => match error {
+                    ShippedError::Read { .. } => 2,
+                    ShippedError::Form { .. } | ShippedError::Signature { .. } => 1,
+                },
+                ServiceError::Append { .. } => 2,
+                ServiceError::Schema(_) | ServiceError::Unsound(_) | ServiceError::Database(_) => 3,
                 ServiceError::Refused { .. } => 4,
             },
         }
@@ -122,25 +130,19 @@ pub async fn run(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<Outcome, Fail
     let config = Config::load(cli.config.as_deref())?;
     let outcome = match &cli.noun {
         Noun::Migrate(arguments) => migrate(cli, &config, arguments, terminal).await?,
-        Noun::Doctor => {
+        Noun::Doctor { catalogue } => {
             let pool = open(&config).await?;
-            let report = doctor::run(&pool).await?;
+            let mut report = doctor::run(&pool, &SystemClock).await?;
+            if let Some(file) = catalogue {
+                report.checks.push(doctor::app(&open_app(&config).await?, file).await?);
+            }
             show(cli, terminal, &report, output::report)?;
             if report.status() == doctor::Status::Fail { Outcome::CheckFailed } else { Outcome::Done }
         }
         Noun::Jobs { verb } => jobs(cli, &config, verb, terminal).await?,
         Noun::Audit { verb } => audit::run(cli, &config, verb, terminal).await?,
-        Noun::Tenants { verb } => {
-            let pool = open(&config).await?;
-            match verb {
-                cli::Tenants::List => {
-                    let found = tenants::list(&pool).await?;
-                    show(cli, terminal, &found, |out, found| output::tenants(out, found))?;
-                }
-                cli::Tenants::Show { id } => show(cli, terminal, &tenants::show(&pool, id).await?, output::tenant)?,
-            }
-            Outcome::Done
-        }
+        Noun::Breakglass { verb } => breakglass::run(cli, &config, verb, terminal).await?,
+        Noun::Tenants { verb } => tenants::run(cli, &config, verb, terminal).await?,
         Noun::Catalogue(arguments) => catalogue_of(cli, &config, arguments, terminal).await?,
         Noun::Flags { verb } => {
             flags(cli, &config, verb, terminal).await?;
@@ -208,20 +210,20 @@ async fn jobs(cli: &Cli, config: &Config, verb: &cli::Jobs, terminal: &mut Termi
         cli::Jobs::Enqueue(arguments) => {
             let actor = actor(terminal)?;
             let payload = payload(&arguments.payload, terminal.input)?;
-            let pool = open(config).await?;
+            let pool = open_to_act(config).await?;
             let act = Act { actor: &actor, reason: &arguments.reason };
             let id = jobs::enqueue(&pool, &arguments.tenant, arguments.kind, &payload, act).await?;
             show(cli, terminal, &json!({ "id": id }), |out, _| writeln!(out, "{id}"))?;
         }
         cli::Jobs::Retry(arguments) => {
             let actor = actor(terminal)?;
-            let pool = open(config).await?;
+            let pool = open_to_act(config).await?;
             let acted = jobs::retry(&pool, arguments.id, Act { actor: &actor, reason: &arguments.reason }).await?;
             show(cli, terminal, &acted, acted_on)?;
         }
         cli::Jobs::Cancel(arguments) => {
             let actor = actor(terminal)?;
-            let pool = open(config).await?;
+            let pool = open_to_act(config).await?;
             let acted = jobs::cancel(&pool, arguments.id, Act { actor: &actor, reason: &arguments.reason }).await?;
             show(cli, terminal, &acted, acted_on)?;
         }
@@ -239,10 +241,7 @@ async fn catalogue_of(
     arguments: &cli::Catalogue,
     terminal: &mut Terminal<'_>,
 ) -> Result<Outcome, Failure> {
-    let (key, url) = config.app_database_url()?;
-    // Its closing is a courtesy to the server's log.
-    let _ = connect(key, url).await?.close().await;
-    let pool = db::connect(key, url, "reeve", 2).await?;
+    let pool = open_app(config).await?;
     let file = arguments.file.as_path();
     match &arguments.verb {
         cli::CatalogueVerb::Init { force, tenants } => {
@@ -290,16 +289,16 @@ async fn flags(cli: &Cli, config: &Config, verb: &cli::Flags, terminal: &mut Ter
         cli::Flags::Set { name, value, level, reason } => {
             let actor = actor(terminal)?;
             let act = Act { actor: &actor, reason };
-            flags::set(&open(config).await?, name, value, &level.level(), act).await?
+            flags::set(&open_to_act(config).await?, name, value, &level.level(), act).await?
         }
         cli::Flags::Clear { name, level, reason } => {
             let actor = actor(terminal)?;
-            flags::clear(&open(config).await?, name, &level.level(), Act { actor: &actor, reason }).await?
+            flags::clear(&open_to_act(config).await?, name, &level.level(), Act { actor: &actor, reason }).await?
         }
         cli::Flags::Declare { name, value_type, default, description, reason } => {
             let actor = actor(terminal)?;
             let act = Act { actor: &actor, reason };
-            flags::declare(&open(config).await?, name, value_type, default, description, act).await?
+            flags::declare(&open_to_act(config).await?, name, value_type, default, description, act).await?
         }
     };
     show(cli, terminal, &changed, output::flag_changed)?;
@@ -366,6 +365,21 @@ pub(crate) async fn open(config: &Config) -> Result<PgPool, Failure> {
     Ok(pool)
 }
 
+/// [`open`], for a command that changes something.
+pub(crate) async fn open_to_act(config: &Config) -> Result<PgPool, Failure> {
+    let pool = open(config).await?;
+    service::sound(&pool).await?;
+    Ok(pool)
+}
+
+/// A pool on the app's database.
+async fn open_app(config: &Config) -> Result<PgPool, Failure> {
+    let (key, url) = config.app_database_url()?;
+    // Its closing is a courtesy to the server's log.
+    let _ = connect(key, url).await?.close().await;
+    Ok(db::connect(key, url, "reeve", 2).await?)
+}
+
 /// The audit log takes this many characters; the prefix needs four.
 const USER_CHARS_MAX: usize = 196;
 
@@ -379,7 +393,7 @@ pub(crate) fn actor(terminal: &Terminal<'_>) -> Result<String, Failure> {
 }
 
 /// The argument itself, or all of standard input for `-`.
-fn payload(argument: &str, input: &mut dyn Read) -> Result<String, Failure> {
+pub(crate) fn payload(argument: &str, input: &mut dyn Read) -> Result<String, Failure> {
     if argument != "-" {
         return Ok(argument.to_owned());
     }

@@ -1,4 +1,6 @@
 //! The whole command against a database: arguments in; data, messages and exit code out.
+mod tenants;
+
 use std::io::Write;
 
 use clap::Parser;

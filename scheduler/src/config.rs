@@ -1,8 +1,17 @@
 //! Section `[scheduler]` of the configuration.
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use reeve_jobs::{program, redact::Redacted};
+use reeve_jobs::{
+    audit::{AuditKey, AuditKeyError},
+    program,
+    redact::Redacted,
+};
 use serde::Deserialize;
+
+use crate::signer::Signer;
 
 /// The section's name, and so the prefix of its environment variables: `REEVE_SCHEDULER__…`.
 const SECTION: &str = "scheduler";
@@ -16,7 +25,7 @@ pub struct Config {
     /// How often due jobs are made available: the delay that a retry or a job with `run_at` may see on top.
     #[serde(default = "default::tick_ms")]
     pub tick_ms: i32,
-    /// How often expired leases are looked for.
+    /// How often expired leases are looked for, and openings of break-glass whose time is over.
     #[serde(default = "default::rescue_secs")]
     pub rescue_secs: i32,
     /// How often schedules are looked at.
@@ -38,6 +47,14 @@ pub struct Config {
     /// Records of attempts that did not finish their job are kept this long.
     #[serde(default = "default::attempt_keep_days")]
     pub attempt_keep_days: i32,
+    /// 32 bytes in base64; with it the ends of the audit chains are signed, without it they are not. The same as
+    /// `[ops] audit_key`, and not where the database's administrator could read it.
+    pub audit_key: Option<Redacted<String>>,
+    /// Each checkpoint is appended to this file as a line of JSON before it is stored; ship it to another machine.
+    pub audit_checkpoint_file: Option<PathBuf>,
+    /// How often chains that have grown are signed; also done at start.
+    #[serde(default = "default::audit_checkpoint_secs")]
+    pub audit_checkpoint_secs: i32,
 }
 
 /// The user's mistakes.
@@ -53,6 +70,12 @@ pub enum ConfigError {
         "[{SECTION}] database_url is empty; set it in the file under [{SECTION}] or as REEVE_SCHEDULER__DATABASE_URL"
     )]
     NoDatabase,
+    #[error("[{SECTION}] audit_key: {0}")]
+    AuditKey(#[from] AuditKeyError),
+    #[error(
+        "[{SECTION}] audit_checkpoint_file is set and audit_key is not: nothing would be signed; set REEVE_SCHEDULER__AUDIT_KEY too"
+    )]
+    FileWithoutKey,
 }
 
 impl Config {
@@ -79,13 +102,21 @@ impl Config {
             ("history_days_ahead", self.history_days_ahead, 1, 60),
             ("parked_keep_days", self.parked_keep_days, 1, 3650),
             ("attempt_keep_days", self.attempt_keep_days, 1, 3650),
+            ("audit_checkpoint_secs", self.audit_checkpoint_secs, 10, 86_400),
         ] {
             if !(min..=max).contains(&found) {
                 let env = format!("REEVE_SCHEDULER__{}", key.to_uppercase());
                 return Err(ConfigError::OutOfRange { key, found, min, max, env });
             }
         }
+        if self.audit_key()?.is_none() && self.audit_checkpoint_file.is_some() {
+            return Err(ConfigError::FileWithoutKey);
+        }
         Ok(())
+    }
+
+    fn audit_key(&self) -> Result<Option<AuditKey>, AuditKeyError> {
+        self.audit_key.as_ref().map(|text| AuditKey::from_base64(text.reveal())).transpose()
     }
 
     pub fn tick(&self) -> Duration {
@@ -102,6 +133,16 @@ impl Config {
 
     pub fn upkeep(&self) -> Duration {
         secs(self.upkeep_secs)
+    }
+
+    pub fn audit_checkpoint(&self) -> Duration {
+        secs(self.audit_checkpoint_secs)
+    }
+
+    /// `None` where there is no key. [`Config::validate`] has refused a bad one.
+    pub fn signer(&self) -> Option<Signer> {
+        let key = self.audit_key().ok().flatten()?;
+        Some(Signer { key, file: self.audit_checkpoint_file.clone() })
     }
 }
 
@@ -133,6 +174,9 @@ mod default {
     }
     pub fn attempt_keep_days() -> i32 {
         30
+    }
+    pub fn audit_checkpoint_secs() -> i32 {
+        3600
     }
 }
 
@@ -175,8 +219,19 @@ mod tests {
     }
 
     #[test]
-    fn the_url_is_not_printed() {
-        let config = read("[scheduler]\ndatabase_url = 'postgres://u:hunter2@h/d'").expect("valid");
-        assert!(!format!("{config:?}").contains("hunter2"));
+    fn neither_the_url_nor_the_key_is_printed() {
+        let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+        let config = read(&format!("[scheduler]\ndatabase_url = 'postgres://u:hunter2@h/d'\naudit_key = '{key}'"));
+        let shown = format!("{:?}", config.expect("valid"));
+        assert!(!shown.contains("hunter2") && !shown.contains("AAEC"), "{shown}");
+    }
+
+    #[test]
+    fn a_bad_key_or_a_file_without_one_is_refused() {
+        let said = |rest: &str| read(&format!("[scheduler]\ndatabase_url = 'x'\n{rest}")).unwrap_err().to_string();
+        let bad = said("audit_key = 'AAEC'");
+        assert!(bad.contains("audit_key: ") && bad.contains("openssl rand") && !bad.contains("AAEC"), "{bad}");
+        let lonely = said("audit_checkpoint_file = 'checkpoints.jsonl'");
+        assert!(lonely.contains("REEVE_SCHEDULER__AUDIT_KEY"), "{lonely}");
     }
 }

@@ -1,28 +1,29 @@
-//! `reeve-scheduler`: reads its configuration, connects, refuses a database of another schema, runs the services.
+//! `reeve-scheduler`: reads its configuration, connects, refuses a database of another schema or with a guard missing, runs
+//! the services.
 //!
 //! Exit codes: 0 stopped by a signal; 1 the database cannot be reached, or a defect; 2 wrong arguments or configuration;
-//! 3 the database's schema is not this build's (`reeve migrate` was not run).
+//! 3 the database's schema is not this build's (`reeve migrate` was not run), or it is not safe to work in.
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::anyhow;
 use clap::Parser;
-use reeve_jobs::program::{self, db::DbError, migrate::MigrateError};
+use reeve_jobs::program::{self, db::DbError, migrate::MigrateError, soundness::SoundnessError};
 use reeve_scheduler::{config::Config, service};
 use tokio_util::sync::CancellationToken;
 
 const FAILED: u8 = 1;
 const MISCONFIGURED: u8 = 2;
-const WRONG_SCHEMA: u8 = 3;
+const WRONG_DATABASE: u8 = 3;
 
 /// One for each service.
-const CONNECTIONS_MAX: u32 = 4;
+const CONNECTIONS_MAX: u32 = 5;
 
 /// Makes jobs due: fires schedules, promotes waiting jobs, rescues lost ones, prunes old ones. Run as many as you like.
 #[derive(Debug, Parser)]
 #[command(
     name = "reeve-scheduler",
     version,
-    after_help = "Exit codes: 0 stopped, 1 failed, 2 misconfigured, 3 wrong schema"
+    after_help = "Exit codes: 0 stopped, 1 failed, 2 misconfigured, 3 wrong schema, or not safe"
 )]
 struct Args {
     /// Configuration file (TOML); REEVE_SCHEDULER__<KEY> in the environment overrides it
@@ -71,9 +72,13 @@ async fn run(config: &Config) -> Result<(), Failure> {
         })?;
     program::migrate::check(&pool).await.map_err(|error| match error {
         MigrateError::Absent | MigrateError::Behind { .. } | MigrateError::Ahead { .. } => {
-            Failure(WRONG_SCHEMA, error.into())
+            Failure(WRONG_DATABASE, error.into())
         }
         MigrateError::Failed(_) | MigrateError::Database(_) => error.into(),
+    })?;
+    program::soundness::check(&pool, "reeve_scheduler").await.map_err(|error| match error {
+        SoundnessError::Unsound(_) => Failure(WRONG_DATABASE, error.into()),
+        SoundnessError::Database(_) => error.into(),
     })?;
     let stop = CancellationToken::new();
     let told = stop.clone();

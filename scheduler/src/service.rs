@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, enqueuer::Enqueuer, promoter::Promoter, pruner::Pruner, rescuer::Rescuer};
+use crate::{closer::Closer, config::Config, enqueuer::Enqueuer, promoter::Promoter, pruner::Pruner, rescuer::Rescuer};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -27,6 +27,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 pub enum ServiceError {
     #[error("{0}")]
     Database(#[from] sqlx::Error),
+    #[error("{file}: signed checkpoints could not be appended, so none was stored: {source}")]
+    Append { file: String, source: std::io::Error },
 }
 
 /// A service panicked. The others have been stopped.
@@ -50,7 +52,11 @@ pub async fn run(pool: &PgPool, config: &Config, stop: &CancellationToken) -> Re
     fleet.start(Enqueuer::new(), config.slots());
     fleet.start(Promoter, config.tick());
     fleet.start(Rescuer, config.rescue());
+    fleet.start(Closer, config.rescue());
     fleet.start(Pruner { keep: config.into() }, config.upkeep());
+    if let Some(signer) = config.signer() {
+        fleet.start(signer, config.audit_checkpoint());
+    }
     fleet.join().await
 }
 

@@ -86,3 +86,34 @@ async fn it_works_until_sigterm_and_exits_with_0() {
     assert_eq!(running.0.wait().expect("a child").code(), Some(0));
     database.drop_now().await;
 }
+
+#[tokio::test]
+async fn with_the_audit_key_it_signs_what_has_grown_and_appends_it_to_the_file() {
+    let database = TestDatabase::new().await;
+    sqlx::raw_sql("SELECT reeve.audit_append('t', 'ann', 'thing.done', 'thing:1', 'why', '{}', NULL, NULL, NULL)")
+        .execute(&database.admin)
+        .await
+        .expect("an entry");
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("checkpoints.jsonl");
+    let mut command = program(Some(&database.url("reeve_scheduler")));
+    command
+        .env("REEVE_SCHEDULER__AUDIT_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
+        .env("REEVE_SCHEDULER__AUDIT_CHECKPOINT_FILE", &file);
+    let mut running = Running(command.spawn().expect("the program starts"));
+    let mut tries = 0;
+    while sqlx::query("SELECT FROM reeve.audit_checkpoints WHERE tenant_id = 't' AND seq = 1")
+        .fetch_optional(&database.admin)
+        .await
+        .expect("a look")
+        .is_none()
+    {
+        tries += 1;
+        assert!(tries < 1000 && running.0.try_wait().expect("a child").is_none(), "no checkpoint after {tries} looks");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let text = std::fs::read_to_string(&file).expect("the file was written first");
+    assert!(text.ends_with("\"}\n") && text.contains("\"tenant\":\"t\",\"from_seq\":0,\"seq\":1,"), "{text}");
+    drop(running);
+    database.drop_now().await;
+}

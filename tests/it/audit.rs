@@ -17,12 +17,12 @@ use sqlx::{Acquire, PgConnection};
 
 const WHO: Act<'static> = Act { actor: "test", reason: "because" };
 
-fn key() -> AuditKey {
+pub fn key() -> AuditKey {
     AuditKey::from_base64("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").expect("32 bytes")
 }
 
 /// Appends `n` entries in one statement.
-async fn append(db: &TestDatabase, tenant: &str, action: &str, n: i32) {
+pub async fn append(db: &TestDatabase, tenant: &str, action: &str, n: i32) {
     let written: i64 = sqlx::query_scalar(
         "SELECT reeve.audit_append_many(array_agg(ROW($1, 'ann', $2, 'thing:' || i, 'why ' || i, ARRAY['a', 'b'],
            gen_random_uuid(), i, NULL, '\\x01')::reeve.audit_entry ORDER BY i)) FROM generate_series(1, $3) i",
@@ -45,7 +45,7 @@ async fn report(db: &TestDatabase, tenant: &str) -> Report {
     judged(&mut look, tenant).await
 }
 
-async fn holds(db: &TestDatabase, tenant: &str) -> Report {
+pub async fn holds(db: &TestDatabase, tenant: &str) -> Report {
     let report = report(db, tenant).await;
     assert_eq!(report.broken, None, "{report:?}");
     report
@@ -59,7 +59,7 @@ async fn checkpoint(db: &TestDatabase, tenant: &str) {
     inspect::store_checkpoint(&db.pool("reeve_ops").await, tenant, &next, &key()).await.expect("a checkpoint");
 }
 
-const UNGUARDED: &str = "ALTER TABLE reeve.audit_log DISABLE TRIGGER append_only;
+pub const UNGUARDED: &str = "ALTER TABLE reeve.audit_log DISABLE TRIGGER append_only;
   ALTER TABLE reeve.audit_bodies DISABLE TRIGGER append_only; ALTER TABLE reeve.audit_stubs DISABLE TRIGGER append_only;
   ALTER TABLE reeve.audit_checkpoints DISABLE TRIGGER append_only;";
 

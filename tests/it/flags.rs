@@ -331,3 +331,44 @@ async fn a_mistake_is_refused_with_the_way_out_and_changes_nothing() {
     let left = "SELECT (SELECT count(*) FROM reeve.flag_overrides) + (SELECT count(*) FROM reeve.audit_log)";
     assert_eq!(town.count(left).await, 0);
 }
+
+/// How many of tenant a's probes one claim hands out, and none of them is given back.
+async fn claimed_of_a(town: &Town) -> usize {
+    claimed(town, "probes").await.len()
+}
+
+#[tokio::test]
+async fn a_plans_limit_caps_what_runs_and_a_tenants_own_number_comes_before_it() {
+    let town = Town::new().await;
+    let ops = town.db.pool("reeve_ops").await;
+    const LIMIT: &str = "limit.running_max";
+    put_on_plan(&town, &town.a, "pro").await;
+    for _ in 0..20 {
+        probe(&town, &town.a).await;
+    }
+    flags::set(&ops, LIMIT, &Level::Default, &json!(1), WHO).await.expect("set");
+    flags::set(&ops, LIMIT, &pro(), &json!(2), WHO).await.expect("set");
+    assert_eq!(claimed_of_a(&town).await, 2, "the plan's");
+    assert_eq!(claimed_of_a(&town).await, 0, "counted against what runs");
+    flags::set(&ops, LIMIT, &Level::Tenant(town.a.clone()), &json!(5), WHO).await.expect("set");
+    assert_eq!(claimed_of_a(&town).await, 3, "the tenant's flag before the plan's");
+    sqlx::query("UPDATE reeve.tenants SET running_max = 6 WHERE id = 'a'").execute(&town.db.admin).await.expect("set");
+    assert_eq!(claimed_of_a(&town).await, 1, "the tenant's own number before every flag");
+    sqlx::query("UPDATE reeve.tenants SET running_max = NULL WHERE id = 'a'")
+        .execute(&town.db.admin)
+        .await
+        .expect("set");
+    flags::clear(&ops, LIMIT, &Level::Tenant(town.a.clone()), WHO).await.expect("cleared");
+    put_on_plan(&town, &town.a, "free").await;
+    let by_flag: Option<i32> = sqlx::query_scalar("SELECT running_max_by_flag FROM reeve.tenants WHERE id = 'a'")
+        .fetch_one(&town.db.admin)
+        .await
+        .expect("a tenant");
+    assert_eq!(by_flag, Some(1), "another plan, the default's");
+    flags::set(&ops, LIMIT, &Level::Default, &json!(1_000_000), WHO).await.expect("set");
+    assert_eq!(claimed_of_a(&town).await, 14, "a million is no cap");
+    let refused = declare(&ops, LIMIT, "int", json!(3)).await.expect_err("Reeve's own").to_string();
+    assert!(refused.contains("cannot be declared anew"), "{refused}");
+    // The app reads it as any flag.
+    assert_eq!(flag(&town.app, &town.a, LIMIT).await.expect("a value"), json!(1_000_000));
+}

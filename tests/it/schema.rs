@@ -10,8 +10,16 @@ use futures::future::BoxFuture;
 use reeve_jobs::{program::migrate, testing::TestDatabase};
 use sqlx::{Acquire, PgConnection};
 
-const PROGRAM_ROLES: [&str; 6] =
-    ["reeve_app", "reeve_worker", "reeve_scheduler", "reeve_ops", "reeve_dispatch", "reeve_owner"];
+const PROGRAM_ROLES: [&str; 8] = [
+    "reeve_app",
+    "reeve_worker",
+    "reeve_scheduler",
+    "reeve_ops",
+    "reeve_dispatch",
+    "reeve_owner",
+    "reeve_breakglass",
+    "reeve_breakglass_keeper",
+];
 const LOGIN_ROLES: [&str; 4] = ["reeve_app", "reeve_worker", "reeve_scheduler", "reeve_ops"];
 
 /// Functions that run as whoever migrates, who may be a superuser: each only reads what no other role can (the bookkeeping
@@ -24,14 +32,29 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.audit(text,text,text,text,text[],uuid,integer,text,bytea)", &["reeve_worker"]),
     (
         "reeve.audit_checkpoint(text,bigint,bigint,bytea,timestamp with time zone,timestamp with time zone,bytea)",
-        &["reeve_ops"],
+        &["reeve_ops", "reeve_scheduler"],
     ),
     ("reeve.audit_erase_body(text,bigint,text,text)", &["reeve_ops"]),
     ("reeve.audit_mismatch(text,text,text)", &["reeve_ops"]),
+    ("reeve.audit_links(text,bigint,integer)", &["reeve_scheduler"]),
+    ("reeve.audit_moved(text,integer)", &["reeve_scheduler"]),
     ("reeve.audit_prune(integer)", &["reeve_ops", "reeve_scheduler"]),
+    ("reeve.breakglass_approve(uuid,text,text)", &["reeve_ops"]),
+    ("reeve.breakglass_bar_login(text)", &["reeve_dispatch"]),
+    ("reeve.breakglass_begin(text)", &["reeve_breakglass"]),
+    ("reeve.breakglass_close(uuid,text,text)", &["reeve_ops"]),
+    ("reeve.breakglass_drop_login(text)", &["reeve_dispatch"]),
+    ("reeve.breakglass_expire()", &["reeve_scheduler"]),
+    ("reeve.breakglass_finish()", &["reeve_ops", "reeve_scheduler"]),
+    ("reeve.breakglass_login(uuid,text,text)", &["reeve_ops"]),
+    ("reeve.breakglass_make_login(text,text,timestamp with time zone)", &["reeve_dispatch"]),
+    ("reeve.breakglass_request(text,integer,text,text)", &["reeve_ops"]),
+    ("reeve.breakglass_session_start()", &["reeve_dispatch"]),
+    ("reeve.breakglass_tenant()", &["reeve_breakglass"]),
     ("reeve.cancel_job(uuid,text,text)", &["reeve_ops"]),
     ("reeve.begin_move(text,text,text)", &["reeve_ops"]),
     ("reeve.cancel_move(text,text,text)", &["reeve_ops"]),
+    ("reeve.change_tenant(text,jsonb,text,text)", &["reeve_ops"]),
     ("reeve.claim(text,text,integer,text,text,double precision)", &["reeve_worker"]),
     ("reeve.clear_flag(text,text,text,text,text)", &["reeve_ops"]),
     ("reeve.database_facts(text,text)", &["reeve_worker"]),
@@ -59,9 +82,12 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.place_tenant(text,bytea,text,integer,text,text)", &["reeve_ops"]),
     ("reeve.placement(text)", &["reeve_ops"]),
     ("reeve.prepare_placement(text,text,text,text)", &["reeve_ops"]),
+    ("reeve.ops_register_tenant(text,text,text,text,text)", &["reeve_ops"]),
+    ("reeve.pause_tenant(text,boolean,text,text)", &["reeve_ops"]),
     ("reeve.promote(integer)", &["reeve_scheduler"]),
     ("reeve.prune(integer,integer,integer)", &["reeve_scheduler"]),
     ("reeve.prune_stray_history(integer,integer)", &["reeve_scheduler"]),
+    ("reeve.refuse_redeclared_limit()", &["reeve_owner"]),
     ("reeve.register_tenant(text,text,text)", &["reeve_app"]),
     ("reeve.renew(uuid[],uuid[],double precision)", &["reeve_worker"]),
     ("reeve.rescue(integer)", &["reeve_scheduler"]),
@@ -165,7 +191,59 @@ async fn careless_definer_functions(db: &mut PgConnection) -> Vec<String> {
           (p.proowner::regrole::text = ANY ($1) OR p.oid::regprocedure::text = ANY ($1),
            'owned by ' || p.proowner::regrole)) AS v (holds, fault)
         WHERE p.pronamespace = 'reeve'::regnamespace AND p.prosecdef AND NOT v.holds ORDER BY 1",
-        &[["reeve_dispatch", "reeve_owner"], MIGRATORS_OWN].concat(),
+        &[&["reeve_dispatch", "reeve_owner", "reeve_breakglass_keeper"][..], &MIGRATORS_OWN].concat(),
+    )
+    .await
+}
+
+/// The keeper may create roles, and before PostgreSQL 16 alter any: it does so in a few functions and for nobody else. Of
+/// the group only logins with a name of theirs are members.
+async fn careless_keeper(db: &mut PgConnection) -> Vec<String> {
+    strings(
+        db,
+        "SELECT format('%s: may become reeve_breakglass_keeper', m.member::regrole) FROM pg_auth_members m
+        WHERE m.roleid = 'reeve_breakglass_keeper'::regrole
+        UNION ALL
+        SELECT format('%s: a member of reeve_breakglass', m.member::regrole) FROM pg_auth_members m
+        JOIN pg_roles r ON r.oid = m.member
+        WHERE m.roleid = 'reeve_breakglass'::regrole AND r.rolname !~ '^reeve_bg_[0-9a-f]{12}$'
+          AND r.rolname <> 'reeve_breakglass_keeper'
+        UNION ALL
+        SELECT format('%s: logs in', r.rolname) FROM pg_roles r
+        WHERE r.rolname IN ('reeve_breakglass', 'reeve_breakglass_keeper') AND r.rolcanlogin
+        UNION ALL
+        SELECT format('reeve_breakglass_keeper: a function %s', p.oid::regprocedure) FROM pg_proc p
+        WHERE p.proowner = 'reeve_breakglass_keeper'::regrole AND p.proname NOT IN
+          ('breakglass_make_login', 'breakglass_bar_login', 'breakglass_drop_login', 'breakglass_session_start')
+        UNION ALL
+        SELECT 'reeve_breakglass_keeper: may create in schema reeve'
+        WHERE has_schema_privilege('reeve_breakglass_keeper', 'reeve', 'CREATE')
+        ORDER BY 1",
+    )
+    .await
+}
+
+/// Break-glass reads, and only what the session's own opening is of.
+async fn loose_breakglass(db: &mut PgConnection) -> Vec<String> {
+    strings(
+        db,
+        "SELECT format('reeve.%s: policy %s for reeve_breakglass is not bound to its opening', p.tablename, p.policyname)
+        FROM pg_policies p
+        WHERE p.schemaname = 'reeve' AND 'reeve_breakglass' = ANY (p.roles)
+          AND NOT (p.roles = ARRAY['reeve_breakglass']::name[] AND p.cmd = 'SELECT'
+                   AND p.qual = format('(%s = ( SELECT reeve.breakglass_tenant() AS breakglass_tenant))',
+                                       CASE p.tablename WHEN 'tenants' THEN 'id' ELSE 'tenant_id' END))
+        UNION ALL
+        SELECT format('%s: reeve_breakglass may %s', c.oid::regclass, a.privilege_type)
+        FROM pg_class c, aclexplode(c.relacl) a
+        WHERE c.relnamespace = 'reeve'::regnamespace AND a.grantee = 'reeve_breakglass'::regrole
+          AND (a.privilege_type <> 'SELECT' OR NOT c.relrowsecurity)
+        UNION ALL
+        SELECT format('%s: reeve_breakglass reads sealed material', c.oid::regclass)
+        FROM pg_class c JOIN pg_attribute t ON t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped
+        WHERE c.relnamespace = 'reeve'::regnamespace AND c.relkind IN ('r', 'p') AND t.attname ~ 'sealed|secret$'
+          AND has_column_privilege('reeve_breakglass', c.oid, t.attnum, 'SELECT')
+        ORDER BY 1",
     )
     .await
 }
@@ -215,7 +293,8 @@ async fn loose_policies(db: &mut PgConnection) -> Vec<String> {
                                   ELSE '(%s = ( SELECT reeve.tenant() AS tenant))' END,
                              CASE p.tablename WHEN 'tenants' THEN 'id' ELSE 'tenant_id' END) AS guard
           FROM pg_policies p WHERE p.schemaname = 'reeve'),
-        tenants_own AS (SELECT * FROM policy WHERE NOT roles <@ ARRAY['reeve_dispatch', 'reeve_ops']::name[])
+        tenants_own AS (
+          SELECT * FROM policy WHERE NOT roles <@ ARRAY['reeve_dispatch', 'reeve_ops', 'reeve_breakglass']::name[])
         SELECT format('reeve.%s: policy %s for %s is not bound to the tenant', p.tablename, p.policyname, p.roles)
         FROM tenants_own p CROSS JOIN LATERAL unnest(p.roles) AS m (role)
         WHERE NOT (coalesce(p.qual, p.guard) = p.guard AND coalesce(p.with_check, p.guard) = p.guard)
@@ -224,7 +303,8 @@ async fn loose_policies(db: &mut PgConnection) -> Vec<String> {
               AND r.qual = r.guard AND r.with_check = r.guard AND m.role = ANY (r.roles))
         UNION ALL
         SELECT format('reeve.%s: policy %s is for %s, who has no business with rows', p.tablename, p.policyname, p.roles)
-        FROM policy p WHERE NOT p.roles <@ ARRAY['reeve_app', 'reeve_worker', 'reeve_dispatch', 'reeve_ops']::name[]
+        FROM policy p WHERE NOT p.roles <@
+          ARRAY['reeve_app', 'reeve_worker', 'reeve_dispatch', 'reeve_ops', 'reeve_breakglass']::name[]
         UNION ALL
         SELECT format('reeve.%s: policy %s lets reeve_ops write', p.tablename, p.policyname)
         FROM policy p WHERE 'reeve_ops' = ANY (p.roles) AND p.cmd <> 'SELECT'
@@ -260,6 +340,8 @@ const CHECKS: &[(&str, Check)] = checks![
     unexpected_execute_grants,
     granted_partitions,
     loose_policies,
+    careless_keeper,
+    loose_breakglass,
 ];
 
 /// A migrated database that also has partitions of days.
@@ -398,6 +480,29 @@ const BREACHES: &[(&str, &str, &str)] = &[
     ("ALTER POLICY dispatch ON reeve.jobs TO PUBLIC", "loose_policies", "reeve.jobs: policy dispatch for {public}"),
     ("ALTER POLICY ops_read ON reeve.jobs TO reeve_scheduler", "loose_policies", "reeve.jobs: policy ops_read is for"),
     ("CREATE POLICY fix ON reeve.jobs TO reeve_ops USING (true)", "loose_policies", "policy fix lets reeve_ops write"),
+    ("GRANT reeve_breakglass_keeper TO reeve_owner", "careless_keeper", "reeve_owner: may become"),
+    ("GRANT reeve_breakglass TO reeve_ops", "careless_keeper", "reeve_ops: a member of reeve_breakglass"),
+    ("ALTER ROLE reeve_breakglass_keeper LOGIN", "careless_keeper", "reeve_breakglass_keeper: logs in"),
+    (
+        "ALTER FUNCTION reeve.breakglass_tenant() OWNER TO reeve_breakglass_keeper",
+        "careless_keeper",
+        "a function reeve.b",
+    ),
+    ("GRANT CREATE ON SCHEMA reeve TO reeve_breakglass_keeper", "careless_keeper", "may create in schema"),
+    ("ALTER POLICY breakglass ON reeve.jobs USING (true)", "loose_breakglass", "reeve.jobs: policy breakglass for"),
+    (
+        "ALTER POLICY breakglass ON reeve.jobs TO reeve_breakglass, reeve_app",
+        "loose_breakglass",
+        "reeve.jobs: policy break",
+    ),
+    ("CREATE POLICY w ON reeve.jobs TO reeve_breakglass USING (true)", "loose_breakglass", "reeve.jobs: policy w for"),
+    ("GRANT UPDATE ON reeve.jobs TO reeve_breakglass", "loose_breakglass", "reeve.jobs: reeve_breakglass may UPDATE"),
+    ("GRANT SELECT ON reeve.kinds TO reeve_breakglass", "loose_breakglass", "reeve.kinds: reeve_breakglass may SELECT"),
+    (
+        "GRANT SELECT (sealed) ON reeve.webhook_secrets TO reeve_breakglass",
+        "loose_breakglass",
+        "webhook_secrets: reeve_b",
+    ),
 ];
 
 #[tokio::test]

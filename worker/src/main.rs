@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use reeve_jobs::{
     TenantContext, TenantId,
     clock::SystemClock,
-    program::{config, db, install_tls_provider, migrate, shutdown, telemetry},
+    program::{config, db, install_tls_provider, migrate, shutdown, soundness, telemetry},
     queue::{PostgresQueue, operate::Act},
     redact::Redacted,
     seal::RootKey,
@@ -124,6 +124,7 @@ async fn run(cli: Cli) -> Result<()> {
     config.check()?;
     let pool = db::connect("worker.database_url", &config.database_url, "reeve-worker", config.connections_max).await?;
     migrate::check(&pool).await?;
+    soundness::check(&pool, "reeve_worker").await?;
     let environment = environment(&config, &pool)?;
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => {

@@ -5,7 +5,8 @@
 //! say that all of them were past their time; a stub must have been past its own.
 //!
 //! What it cannot see: entries after the last checkpoint that were rewritten or cut together with the head, and a tail cut
-//! together with its checkpoints. Make checkpoints often, and keep what `reeve audit checkpoint` prints somewhere else.
+//! together with its checkpoints. The scheduler makes checkpoints often; those kept outside the database ([`Witness`]) show
+//! the latter.
 use std::{
     collections::{BTreeMap, BTreeSet},
     iter::Peekable,
@@ -20,6 +21,7 @@ use super::{
     chain::{Content, Hash, START, body_hash, kept, link},
     inspect::{self, Signed, Stored},
     keyed::{AuditKey, Checkpoint},
+    shipped::Witness,
 };
 
 /// Rows a look.
@@ -57,9 +59,20 @@ pub async fn verify(
     tenant: &str,
     key: Option<&AuditKey>,
 ) -> sqlx::Result<(Report, Option<Checkpoint>)> {
+    verify_against(connection, tenant, key, &Witness::default()).await
+}
+
+/// [`verify`], with checkpoints that were kept outside the database: all they tell of must still be there.
+pub async fn verify_against(
+    connection: &mut PgConnection,
+    tenant: &str,
+    key: Option<&AuditKey>,
+    witness: &Witness,
+) -> sqlx::Result<(Report, Option<Checkpoint>)> {
     let (head, now) = inspect::head(connection, tenant).await?;
     let checkpoints = inspect::checkpoints(connection, tenant).await?;
     let mut walk = Walk::new(tenant, key, now, checkpoints);
+    walk.witnessed = witness.tenants.get(tenant);
     walk.judge(Walk::signatures);
     while walk.report.broken.is_none() {
         let rows = inspect::chain(connection, tenant, walk.looked_to, PAGE).await?;
@@ -81,6 +94,8 @@ struct Walk<'a> {
     all: Vec<Signed>,
     /// Those that the walk has not reached.
     ahead: Peekable<vec::IntoIter<Signed>>,
+    /// Hashes that entries had, by checkpoints kept outside.
+    witnessed: Option<&'a BTreeMap<i64, Vec<Hash>>>,
     report: Report,
     /// The last number that was read, and the last that was judged, with its hash.
     looked_to: i64,
@@ -116,6 +131,7 @@ impl<'a> Walk<'a> {
             now,
             ahead: checkpoints.clone().into_iter().peekable(),
             all: checkpoints,
+            witnessed: None,
             report,
             looked_to: 0,
             seq: 0,
@@ -228,6 +244,11 @@ impl<'a> Walk<'a> {
             let since = checkpoint.from_seq + 1;
             return broken(seq, format!("the checkpoint has another hash: entries {since} to {seq} were rewritten"));
         }
+        let witnesses = self.witnessed.and_then(|all| all.get(&seq));
+        if witnesses.is_some_and(|all| all.iter().any(|witness| *witness != hash)) {
+            let why = "a checkpoint kept outside has another hash: it, or entries before it, were rewritten";
+            return broken(seq, why);
+        }
         Ok(())
     }
 
@@ -249,6 +270,15 @@ impl<'a> Walk<'a> {
                 seq: missing,
                 why: format!("the end was cut off: a checkpoint has entry {next}, the log ends before {missing}"),
             })?;
+        }
+        if let Some(kept) = self.witnessed.and_then(|all| all.keys().next_back()).filter(|kept| **kept > self.seq) {
+            let missing = self.seq + 1;
+            return broken(
+                missing,
+                format!(
+                    "the end was cut off, with its checkpoints: one kept outside has entry {kept}, the log ends before {missing}"
+                ),
+            );
         }
         let (seq, hash) = head.unwrap_or((0, START.to_vec()));
         if seq > self.seq {
@@ -286,13 +316,24 @@ pub async fn verify_all(
     tenant: Option<&str>,
     key: Option<&AuditKey>,
 ) -> sqlx::Result<BTreeMap<String, (Report, Option<Checkpoint>)>> {
-    let tenants = match tenant {
-        Some(tenant) => vec![tenant.to_owned()],
-        None => inspect::tenants(connection).await?,
+    verify_all_against(connection, tenant, key, &Witness::default()).await
+}
+
+/// [`verify_all`], with checkpoints that were kept outside the database. Tenants that only those know are judged too:
+/// theirs is a log that is gone altogether.
+pub async fn verify_all_against(
+    connection: &mut PgConnection,
+    tenant: Option<&str>,
+    key: Option<&AuditKey>,
+    witness: &Witness,
+) -> sqlx::Result<BTreeMap<String, (Report, Option<Checkpoint>)>> {
+    let tenants: BTreeSet<_> = match tenant {
+        Some(tenant) => BTreeSet::from([tenant.to_owned()]),
+        None => inspect::tenants(connection).await?.into_iter().chain(witness.tenants.keys().cloned()).collect(),
     };
     let mut all = BTreeMap::new();
     for tenant in tenants {
-        let judged = verify(connection, &tenant, key).await?;
+        let judged = verify_against(connection, &tenant, key, witness).await?;
         all.insert(tenant, judged);
     }
     Ok(all)

@@ -4,6 +4,7 @@
 //! connects as another role, enabling it would hide every row from the app: then nothing is written and the way out is
 //! told. Each table gets one permissive policy that opens and restrictive ones that fence; a permissive policy added later
 //! by somebody else opens nothing more to the worker. Partitions are not granted: rows are reached through their parent.
+//! Break-glass gets the same to read, for the tenant its session may see, and no sealed column.
 use std::collections::BTreeSet;
 
 use super::{
@@ -16,6 +17,8 @@ use super::{
 
 /// The role that policies are for.
 const WORKER: &str = "reeve_worker";
+/// The group of break-glass logins: they read, and what they see is decided by `reeve.breakglass_tenant()`.
+const BREAKGLASS: &str = "reeve_breakglass";
 
 #[derive(Debug, thiserror::Error)]
 pub enum RlsError {
@@ -46,12 +49,13 @@ pub fn sql(catalogue: &Catalogue, schema: &Schema) -> Result<String, RlsError> {
         "-- Written by `reeve catalogue rls`. Run it as the owner of the tables, or an administrator.\nBEGIN;\n",
     );
     for schema in schemas {
-        out.push_str(&format!("GRANT USAGE ON SCHEMA {} TO {WORKER};\n", ident(schema)));
+        out.push_str(&format!("GRANT USAGE ON SCHEMA {} TO {WORKER}, {BREAKGLASS};\n", ident(schema)));
     }
     let mut indexes = BTreeSet::new();
     for (entry, table) in tables {
         let wrong = |source| RlsError::Route { table: table.name.clone(), source: Box::new(source) };
         out.push_str(&one(catalogue, schema, entry, table)?);
+        out.push_str(&breakglass(catalogue, schema, entry, table).map_err(wrong)?);
         needed(schema, entry, table, &mut indexes).map_err(wrong)?;
     }
     out.push_str("COMMIT;\n");
@@ -134,6 +138,35 @@ fn one(catalogue: &Catalogue, schema: &Schema, entry: &TableEntry, table: &Table
         }
     }
     Ok(format!("\n-- {}\n{}\n", table.name.to_string().replace(['\n', '\r'], " "), lines.join("\n")))
+}
+
+/// What an investigator reads: rows as the worker's fence has them, columns but for the sealed ones. What a script of an
+/// earlier catalogue granted is taken back first.
+fn breakglass(catalogue: &Catalogue, schema: &Schema, entry: &TableEntry, table: &Table) -> Result<String, RouteError> {
+    let on = table.name.sql();
+    let fence = match &entry.scope {
+        Scope::Undecided | Scope::Ignored(_) => return Ok(String::new()),
+        Scope::Shared(parents) if parents.is_empty() => return Ok(String::new()),
+        Scope::Reference => None,
+        _ => Some(route::condition(catalogue, schema, &table.name, &on_alias(table), TenantSql::BreakGlass)?),
+    };
+    let is_sealed = |name: &String| entry.columns.get(name).is_some_and(|column| column.sealed.is_some());
+    let columns: Vec<_> = table.columns.iter().map(|column| column.name.clone()).collect();
+    let open: Vec<_> = columns.iter().filter(|name| !is_sealed(name)).cloned().collect();
+    let mut lines = vec![format!("REVOKE ALL ON {on} FROM {BREAKGLASS};")];
+    if open.len() == columns.len() {
+        lines.push(format!("GRANT SELECT ON {on} TO {BREAKGLASS};"));
+    } else if !open.is_empty() {
+        lines.push(format!("GRANT SELECT ({}) ON {on} TO {BREAKGLASS};", idents(&open)));
+    }
+    if fence.is_some() || table.rls {
+        lines.extend(policy(&on, "reeve_breakglass", format!("FOR SELECT TO {BREAKGLASS} USING (true)")));
+    }
+    if let Some(fence) = fence {
+        let fence = format!("AS RESTRICTIVE TO {BREAKGLASS} USING ({fence})");
+        lines.extend(policy(&on, "reeve_breakglass_fence", fence));
+    }
+    Ok(format!("{}\n", lines.join("\n")))
 }
 
 /// In a policy the table has no alias, only its name.

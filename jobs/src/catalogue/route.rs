@@ -46,6 +46,8 @@ pub enum TenantSql {
     Context,
     /// The same for writing: rows that are everybody's to read are nobody's to change.
     ContextToWrite,
+    /// The tenant that a break-glass session may see, for reading.
+    BreakGlass,
 }
 
 impl TenantSql {
@@ -57,6 +59,8 @@ impl TenantSql {
             // In a sub-select, so that it is computed once and not for each row.
             Self::Context | Self::ContextToWrite if text => "(SELECT reeve.tenant())".to_owned(),
             Self::Context | Self::ContextToWrite => format!("(SELECT reeve.tenant()::{})", column.base),
+            Self::BreakGlass if text => "(SELECT reeve.breakglass_tenant())".to_owned(),
+            Self::BreakGlass => format!("(SELECT reeve.breakglass_tenant()::{})", column.base),
         }
     }
 }
@@ -140,7 +144,7 @@ impl Writer<'_> {
                 let equal = format!("{alias}.{} = {}", ident(tenant), self.tenant.of(column(own, tenant)?));
                 Ok(match (null, self.tenant) {
                     // Everybody may read them; nobody's purge takes them.
-                    (Some(NullRows::Everyone), TenantSql::Context) => {
+                    (Some(NullRows::Everyone), TenantSql::Context | TenantSql::BreakGlass) => {
                         format!("({equal} OR {alias}.{} IS NULL)", ident(tenant))
                     }
                     _ => equal,

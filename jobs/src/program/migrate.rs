@@ -10,7 +10,7 @@ use sqlx::{
 
 use crate::kinds::Kind;
 
-const FILES: [(i64, &str, &str); 14] = [
+const FILES: [(i64, &str, &str); 18] = [
     (1, "roles", include_str!("../../../migrations/0001_roles.sql")),
     (2, "tenants", include_str!("../../../migrations/0002_tenants.sql")),
     (3, "kinds", include_str!("../../../migrations/0003_kinds.sql")),
@@ -25,6 +25,10 @@ const FILES: [(i64, &str, &str); 14] = [
     (12, "flags", include_str!("../../../migrations/0012_flags.sql")),
     (13, "context", include_str!("../../../migrations/0013_context.sql")),
     (14, "placements", include_str!("../../../migrations/0014_placements.sql")),
+    (15, "breakglass", include_str!("../../../migrations/0015_breakglass.sql")),
+    (16, "tenant_commands", include_str!("../../../migrations/0016_tenant_commands.sql")),
+    (17, "limits", include_str!("../../../migrations/0017_limits.sql")),
+    (19, "audit_signing", include_str!("../../../migrations/0019_audit_signing.sql")),
 ];
 
 /// The schema this build needs.
@@ -120,7 +124,10 @@ async fn copy_kinds(admin: &mut PgConnection) -> sqlx::Result<()> {
         "-- migrate.copy_flags
         INSERT INTO reeve.flags (name, description, value_type, default_value)
         SELECT 'kind.' || (k ->> 'name'), format('Jobs of kind %s run; when off, they wait', k ->> 'name'), 'bool', 'true'
-        FROM jsonb_array_elements($1) k ON CONFLICT (name) DO NOTHING",
+        FROM jsonb_array_elements($1) k
+        UNION ALL SELECT 'limit.running_max', 'Jobs of a tenant that may run at one time in one queue; a million is no cap', 'int',
+                         '1000000'::jsonb
+        ON CONFLICT (name) DO NOTHING",
     )
     .bind(&specs)
     .execute(&mut *tx)

@@ -1,8 +1,11 @@
-//! What the three programs share and a web app does not want: configuration, logs, pools, migrations, shutdown.
+//! What the three programs share and a web app does not want: configuration, logs, pools, migrations, the look at
+//! the database's guards before anything starts, shutdown.
 pub mod config;
 pub mod db;
 pub mod migrate;
+pub mod scram;
 pub mod shutdown;
+pub mod soundness;
 pub mod telemetry;
 
 /// First line of every `main`: one TLS provider for the whole process. A library that asks for the default while two are

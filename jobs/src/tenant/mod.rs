@@ -3,6 +3,8 @@
 //! [`TenantContext`] is what a job claims; [`Directory`] knows where that tenant's rows are and whether it lives;
 //! [`Scope`] opens its database, sets the context there, reads it back and asserts it. The database's row-level security
 //! and the scope's own checks are two layers: either alone refuses.
+#[cfg(feature = "program")]
+pub mod breakglass;
 pub mod context;
 #[cfg(feature = "program")]
 pub mod databases;
@@ -12,6 +14,8 @@ pub mod flags;
 pub mod identity;
 #[cfg(feature = "program")]
 pub mod inspect;
+#[cfg(feature = "program")]
+pub mod operate;
 #[cfg(feature = "program")]
 pub mod placements;
 pub mod region;

@@ -106,10 +106,10 @@ impl TestDatabase {
     pub async fn proof(&self, tenant: &TenantId) -> Proof {
         let text: String = sqlx::query_scalar(
             "-- testing.proof
-            SELECT concat_ws('/', 's', k.kid, s.id, s.id, s.exp,
-                             encode(reeve.context_mac(k.inner_pad, k.outer_pad, 's', s.id, s.id, s.exp, $1), 'hex'))
-            FROM reeve.context_keys k,
-                 (SELECT gen_random_uuid() AS id, (extract(epoch FROM now()) + 3600)::bigint AS exp) s
+            SELECT h.head || '/' || reeve.context_mac(k.inner_pad, k.outer_pad, h.head, $1)
+            FROM reeve.context_keys k CROSS JOIN LATERAL (
+              SELECT reeve.context_head('s', s, s, (extract(epoch FROM now()) + 3600)::bigint, k.kid) AS head
+              FROM gen_random_uuid() s) h
             ORDER BY k.kid DESC LIMIT 1",
         )
         .bind(tenant.as_str())

@@ -154,7 +154,14 @@ impl Flavour {
     fn settings(self) -> &'static [&'static str] {
         match self {
             Flavour::Dev => &["fsync=on", "synchronous_commit=on", "full_page_writes=on", "max_connections=200"],
-            Flavour::Test => &["fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=400"],
+            Flavour::Test => &[
+                "fsync=off",
+                "synchronous_commit=off",
+                "full_page_writes=off",
+                "max_connections=400",
+                // Off by default; where an operator turns them on, they must not be a way around anything.
+                "max_prepared_transactions=10",
+            ],
         }
     }
 }

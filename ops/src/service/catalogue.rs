@@ -93,7 +93,7 @@ fn write(file: &Path, text: &str) -> Result<(), CatalogueError> {
 }
 
 /// The catalogue and the database it is about.
-async fn read(pool: &PgPool, file: &Path) -> Result<(Catalogue, Schema), CatalogueError> {
+pub(super) async fn read(pool: &PgPool, file: &Path) -> Result<(Catalogue, Schema), CatalogueError> {
     let schema = introspect::introspect(pool, true).await?;
     let ours = schema.tables.keys().any(|name| name.schema == "reeve");
     Ok((if ours { load::merged(file)? } else { load::file(file)? }, schema))
@@ -167,6 +167,7 @@ mod tests {
     use sqlx::Executor;
 
     use super::*;
+    use crate::service::doctor;
 
     const CRM: &str = include_str!("../../dev/crm/schema.sql");
 
@@ -243,10 +244,28 @@ mod tests {
         decide(&file);
         let sql = rls(&db.admin, &file).await.unwrap_or_else(|error| panic!("{error}"));
         let (transaction, _indexes) = sql.split_once("COMMIT;").expect("a transaction");
+        let unguarded = doctor::app(&db.admin, &file).await.expect("a check");
+        assert_eq!(unguarded.status, doctor::Status::Fail, "{unguarded:?}");
+        assert!(unguarded.found.contains("crm.contacts holds tenants' rows and has no policy"), "{unguarded:?}");
+        assert!(unguarded.fix.as_ref().is_some_and(|fix| fix.contains("reeve catalogue rls")), "{unguarded:?}");
         db.admin
             .execute(sqlx::AssertSqlSafe(format!("{transaction}COMMIT;")))
             .await
             .unwrap_or_else(|error| panic!("{error}"));
+        let guarded = doctor::app(&db.admin, &file).await.expect("a check");
+        assert_eq!(guarded.status, doctor::Status::Ok, "{guarded:?}");
+        for (fault, found) in [
+            ("ALTER TABLE crm.contacts DISABLE ROW LEVEL SECURITY", "crm.contacts holds"),
+            ("DROP POLICY reeve_fence ON crm.messages", "crm.messages holds"),
+            (
+                "CREATE TABLE crm.notes (workspace_id bigint)",
+                "\"crm.notes\": is in the database and not in the catalogue",
+            ),
+        ] {
+            db.admin.execute(fault).await.expect(fault);
+            let check = doctor::app(&db.admin, &file).await.expect("a check");
+            assert!(check.status == doctor::Status::Fail && check.found.contains(found), "{fault}: {check:?}");
+        }
         let dot = graph(&db.admin, &file).await.expect("a picture");
         assert!(dot.contains("\"crm.invoice_lines\" -> \"crm.invoices\""), "{dot}");
         db.drop_now().await;

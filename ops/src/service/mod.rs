@@ -4,13 +4,16 @@
 //! `reeve-jobs`; only the doctor asks the catalogs itself. The catalogue's commands take a pool of the app's database instead.
 use reeve_jobs::{
     JobId, State, TenantId,
+    audit::shipped::ShippedError,
     client::EnqueueError,
-    program::{self, migrate::MigrateError},
+    program::{self, migrate::MigrateError, soundness::SoundnessError},
     queue::inspect,
 };
 use sqlx::PgPool;
+use uuid::Uuid;
 
 pub mod audit;
+pub mod breakglass;
 pub mod catalogue;
 pub mod doctor;
 pub mod flags;
@@ -35,6 +38,8 @@ pub enum ServiceError {
     NoTenant(TenantId),
     #[error("flag \"{name}\" has no value of its own for {of}; `reeve flags list` shows where it has")]
     NoFlagValue { name: String, of: String },
+    #[error("there is no break-glass opening {0}; `reeve breakglass list` shows those there are")]
+    NoOpening(Uuid),
     #[error("unknown kind {name:?}; known kinds are {known}")]
     UnknownKind { name: String, known: String },
     #[error("{state} jobs are not here: {advice}")]
@@ -47,18 +52,28 @@ pub enum ServiceError {
     Payload { kind: &'static str, source: serde_json::Error },
     #[error("{key} logs in as \"{role}\", {lacks}")]
     Role { key: &'static str, role: String, lacks: &'static str },
+    #[error(transparent)]
+    Unsound(SoundnessError),
+    #[error(transparent)]
+    Shipped(#[from] ShippedError),
+    #[error("{file}: the checkpoints could not be appended, so none was stored: {source}")]
+    Append { file: String, source: std::io::Error },
     #[error("the database refused or broke off: {0}")]
     Database(sqlx::Error),
+}
+
+impl ServiceError {
+    fn refused(code: String, message: &str, hint: Option<String>) -> Self {
+        let message = message.strip_prefix("reeve: ").unwrap_or(message).to_owned();
+        Self::Refused { code, message, hint }
+    }
 }
 
 impl From<sqlx::Error> for ServiceError {
     fn from(error: sqlx::Error) -> Self {
         // What an RV code means is told in one place, for apps and operators alike.
         match EnqueueError::from(error) {
-            EnqueueError::Refused { code, message, hint } => {
-                let message = message.strip_prefix("reeve: ").unwrap_or(&message).to_owned();
-                Self::Refused { code, message, hint }
-            }
+            EnqueueError::Refused { code, message, hint } => Self::refused(code, &message, hint),
             EnqueueError::Database(error) => Self::Database(error),
             EnqueueError::Payload { kind, source } => Self::Payload { kind, source },
         }
@@ -78,6 +93,12 @@ pub async fn ready(pool: &PgPool) -> Result<(), ServiceError> {
     }
     let lacks = "which cannot see the queue; log in as reeve_ops or a member of it";
     Err(ServiceError::Role { key: "[ops] database_url", role, lacks })
+}
+
+/// Asked before an act, after [`ready`]: does the database still keep tenants apart? Looking is allowed all the same, since
+/// it is how one finds out.
+pub async fn sound(pool: &PgPool) -> Result<(), ServiceError> {
+    program::soundness::check(pool, "reeve_ops").await.map_err(ServiceError::Unsound)
 }
 
 /// Refuses a kind that the database does not know: an empty answer would read as "there are none".

@@ -188,6 +188,9 @@ async fn the_services_live_through_lost_connections() {
         history_days_ahead: 3,
         parked_keep_days: 90,
         attempt_keep_days: 30,
+        audit_key: None,
+        audit_checkpoint_file: None,
+        audit_checkpoint_secs: 3600,
     };
     let stop = CancellationToken::new();
     let running = tokio::spawn({

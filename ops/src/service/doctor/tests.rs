@@ -1,11 +1,19 @@
 //! Each check is shown a sound database, then the fault it is there for.
+mod faults;
+mod privileges;
+
 use reeve_jobs::{
+    Kind,
+    clock::{Clock, SystemClock},
     queue::operate::{self, Act},
-    testing::TestDatabase,
+    testing::{ManualClock, TestDatabase},
 };
 use sqlx::{Connection, Executor};
 
-use super::*;
+use super::{
+    server::{clock_verdict, server_verdict, transaction_verdict},
+    *,
+};
 
 /// A connection inside a transaction that is never committed: roles belong to the whole cluster, which other tests use.
 async fn connection(db: &TestDatabase) -> PgConnection {
@@ -18,8 +26,8 @@ async fn connection(db: &TestDatabase) -> PgConnection {
 async fn after(db: &TestDatabase, fault: &'static str, name: &str) -> Check {
     let mut connection = connection(db).await;
     connection.execute(fault).await.unwrap_or_else(|error| panic!("{fault}: {error}"));
-    connection.execute("SET LOCAL ROLE reeve_ops").await.expect("the role");
-    let checks = checks(&mut connection).await.expect("checks");
+    connection.execute("SET LOCAL SESSION AUTHORIZATION reeve_ops").await.expect("the role");
+    let checks = checks(&mut connection, &SystemClock).await.expect("checks");
     connection.execute("ROLLBACK").await.expect("nothing is kept");
     checks.into_iter().find(|check| check.name == name).unwrap_or_else(|| panic!("no check {name}"))
 }
@@ -27,7 +35,7 @@ async fn after(db: &TestDatabase, fault: &'static str, name: &str) -> Check {
 #[tokio::test]
 async fn a_fresh_installation_has_no_failure() {
     let db = TestDatabase::new().await;
-    let report = run(&db.pool("reeve_ops").await).await.expect("a report");
+    let report = run(&db.pool("reeve_ops").await, &SystemClock).await.expect("a report");
     // The tests' cluster may run without fsync, which is a warning.
     for check in report.checks.iter().filter(|check| check.name != "durability") {
         assert_eq!(check.status, Status::Ok, "{check:?}");
@@ -37,99 +45,10 @@ async fn a_fresh_installation_has_no_failure() {
     db.drop_now().await;
 }
 
-/// A fault, the check that must find it, and a part of what it must say and advise.
-const FAULTS: [(&str, &str, &str, &str); 18] = [
-    ("ALTER ROLE reeve_worker BYPASSRLS", "roles", "reeve_worker bypasses", "ALTER ROLE reeve_worker NOBYPASSRLS;"),
-    ("ALTER ROLE reeve_dispatch SUPERUSER", "roles", "reeve_dispatch is a superuser", "NOSUPERUSER"),
-    (
-        "ALTER TABLE reeve.doorbells OWNER TO reeve_worker",
-        "ownership",
-        "reeve_worker owns table doorbells",
-        "reeve_owner",
-    ),
-    ("ALTER FUNCTION reeve.tenant() OWNER TO reeve_app", "ownership", "reeve_app owns function tenant", "reeve_owner"),
-    ("ALTER SCHEMA reeve OWNER TO reeve_ops", "ownership", "reeve_ops owns schema reeve", "reeve_owner"),
-    (
-        "GRANT reeve_owner TO reeve_worker",
-        "ownership",
-        "member of reeve_owner",
-        "REVOKE reeve_owner FROM reeve_worker;",
-    ),
-    ("ALTER TABLE reeve.jobs DISABLE ROW LEVEL SECURITY", "tenant tables", "jobs has no row-level", "jobs ENABLE"),
-    (
-        "ALTER TABLE reeve.tenants NO FORCE ROW LEVEL SECURITY",
-        "tenant tables",
-        "tenants does not force",
-        "tenants FORCE",
-    ),
-    (
-        "ALTER TABLE reeve.job_attempts ALTER tenant_id DROP NOT NULL",
-        "tenant tables",
-        "job_attempts allows",
-        "SET NOT NULL",
-    ),
-    (
-        "ALTER TABLE reeve.audit_stubs DROP CONSTRAINT audit_stubs_pkey",
-        "tenant tables",
-        "audit_stubs has no index",
-        "ON reeve.audit_stubs (tenant_id)",
-    ),
-    ("CREATE TABLE reeve.extra (tenant_id text)", "tenant tables", "extra has no row-level", "extra ENABLE"),
-    (
-        "ALTER FUNCTION reeve.renew(uuid[], uuid[], double precision) RESET search_path",
-        "functions",
-        "no pinned",
-        "ALTER FUNCTION reeve.renew",
-    ),
-    (
-        "ALTER FUNCTION reeve.promote(integer) SET search_path = public, pg_temp",
-        "functions",
-        "no pinned",
-        "reeve.promote",
-    ),
-    ("GRANT EXECUTE ON FUNCTION reeve.rescue(integer) TO PUBLIC", "functions", "called by everybody", "REVOKE EXECUTE"),
-    (
-        "UPDATE reeve.kinds SET attempts_max = 99 WHERE name = 'fleet.probe'",
-        "kinds",
-        "fleet.probe differs in attempts_max",
-        "reeve migrate",
-    ),
-    ("DELETE FROM reeve.kinds WHERE name = 'fleet.probe'", "kinds", "fleet.probe is missing", "reeve migrate"),
-    ("UPDATE reeve.schedules SET cron = '0 0 * * *'", "kinds", "webhook.prune differs in cadence", "reeve migrate"),
-    ("UPDATE public._reeve_migrations SET success = version < 9", "schema", "at migration 8", "reeve migrate"),
-];
-
-#[tokio::test]
-async fn each_fault_is_found_and_comes_with_its_fix() {
-    let db = TestDatabase::new().await;
-    for (fault, name, found, fix) in FAULTS {
-        let check = after(&db, fault, name).await;
-        assert_eq!(check.status, Status::Fail, "{fault}: {check:?}");
-        assert!(check.found.contains(found), "{fault}: {check:?}");
-        assert!(check.fix.as_ref().is_some_and(|text| text.contains(fix)), "{fault}: {check:?}");
-    }
-    db.drop_now().await;
-}
-
-#[tokio::test]
-async fn what_needs_an_eye_is_a_warning() {
-    let db = TestDatabase::new().await;
-    for (fault, name, found) in [
-        ("SET LOCAL synchronous_commit = off", "durability", "synchronous_commit = off"),
-        ("ALTER ROLE reeve_worker SET synchronous_commit = off", "durability", "for reeve_worker"),
-        ("INSERT INTO reeve.kinds VALUES ('later.kind', 'q', 1, 1, 64, true, true)", "kinds", "later.kind"),
-    ] {
-        let check = after(&db, fault, name).await;
-        assert_eq!(check.status, Status::Warn, "{fault}: {check:?}");
-        assert!(check.found.contains(found) && check.fix.is_some(), "{fault}: {check:?}");
-    }
-    db.drop_now().await;
-}
-
 #[tokio::test]
 async fn a_connection_above_row_level_security_is_a_failure() {
     let db = TestDatabase::new().await;
-    let checks = checks(&mut connection(&db).await).await.expect("checks");
+    let checks = checks(&mut connection(&db).await, &SystemClock).await.expect("checks");
     let roles = checks.iter().find(|check| check.name == "roles").expect("the roles");
     assert_eq!(roles.status, Status::Fail, "{roles:?}");
     assert!(roles.fix.as_deref().is_some_and(|fix| fix.contains("log in as reeve_ops")), "{roles:?}");
@@ -211,11 +130,28 @@ fn a_server_before_fifteen_is_a_failure() {
 }
 
 #[test]
-fn only_a_path_that_no_caller_can_write_to_is_pinned() {
-    for good in ["pg_catalog, pg_temp", "pg_catalog, reeve, pg_temp", "\"pg_catalog\", \"pg_temp\""] {
-        assert!(is_pinned(good), "{good}");
+fn a_clock_is_judged_by_what_no_round_trip_explains() {
+    let at = |ms: i64| chrono::DateTime::from_timestamp_millis(1_700_000_000_000 + ms).expect("a time");
+    for (before, there, after, status, found) in [
+        (0, 5_000, 9_000, Status::Ok, "agrees"),
+        (0, 2_000, 0, Status::Ok, "2.0 s ahead of"),
+        (0, -2_001, 0, Status::Warn, "2.0 s behind"),
+        (0, 70_000, 10_000, Status::Warn, "60.0 s ahead of"),
+        (0, 70_001, 10_000, Status::Fail, "60.0 s ahead of"),
+        (0, -3_600_000, 10_000, Status::Fail, "3600.0 s behind"),
+    ] {
+        let check = clock_verdict(at(before), at(there), at(after));
+        assert!(check.status == status && check.found.contains(found), "{there}: {check:?}");
+        assert_eq!(check.fix.is_some(), status > Status::Ok, "{there}");
     }
-    for bad in ["", "\"\"", "public, pg_temp", "\"$user\", pg_temp", "pg_catalog", "pg_temp, pg_catalog"] {
-        assert!(!is_pinned(bad), "{bad}");
-    }
+}
+
+#[tokio::test]
+async fn this_machines_clock_is_held_against_the_databases() {
+    let db = TestDatabase::new().await;
+    let clock = ManualClock::at(SystemClock.now() + chrono::Duration::minutes(10));
+    let report = run(&db.pool("reeve_ops").await, &*clock).await.expect("a report");
+    let check = report.checks.iter().find(|check| check.name == "clock").expect("the clock");
+    assert!(check.status == Status::Fail && check.found.contains("behind"), "{check:?}");
+    db.drop_now().await;
 }
