@@ -436,7 +436,7 @@ async fn a_scope_that_is_dropped_half_way_leaves_nothing_in_a_dedicated_database
             next.fetch_value(sqlx::query_scalar("SELECT count(*) FROM public.marks")).await.expect("a count");
         drop(next);
         if ended {
-            assert_eq!(marked(&own).await, 1 + seen - 1);
+            assert_eq!(seen, 1);
             break;
         }
         // Nothing of it is there, unless its commit was under way.
