@@ -105,7 +105,11 @@ pub enum CatalogueVerb {
         tenants: Option<TableName>,
     },
     /// Compare catalogue and database, both ways
-    Check,
+    Check {
+        /// Also read the rows: those that reach no tenant, and those whose two routes lead to different tenants
+        #[arg(long)]
+        rows: bool,
+    },
     /// Show what is said and found about one table
     Show {
         #[arg(value_name = "SCHEMA.TABLE")]

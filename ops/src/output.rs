@@ -269,7 +269,11 @@ pub fn drafted(out: &mut dyn Write, drafted: &catalogue::Drafted) -> io::Result<
     writeln!(out, "wrote {}: {} tables", clean(&drafted.file), drafted.tables)?;
     match &drafted.tenants {
         Some(tenants) => writeln!(out, "tenants: {}", clean(&tenants.to_string()))?,
-        None => writeln!(out, "tenants: no table found; --tenants names one")?,
+        None => {
+            let likely: Vec<_> = drafted.likely.iter().map(|name| clean(&name.to_string())).collect();
+            let perhaps = if likely.is_empty() { String::new() } else { format!(", perhaps of {}", likely.join(", ")) };
+            writeln!(out, "tenants: no table found; --tenants names one{perhaps}")?;
+        }
     }
     drafted.undecided.iter().try_for_each(|name| writeln!(out, "to decide: {}", clean(&name.to_string())))?;
     writeln!(out, "next: read it, then `reeve catalogue check`")
@@ -279,6 +283,11 @@ pub fn findings(out: &mut dyn Write, report: &catalogue::Report) -> io::Result<(
     for finding in &report.findings {
         let severity = if finding.severity == Severity::Error { "error" } else { "warn" };
         writeln!(out, "{severity:<5}  {}", clean(&finding.to_string()))?;
+    }
+    for found in report.rows.iter().flatten() {
+        let (table, what, sql) =
+            (clean(&format!("{:?}", found.table.to_string())), clean(&found.what), clean(&found.sql));
+        writeln!(out, "rows   table {table}: {} row(s) {what}; to see them: {sql}", found.rows)?;
     }
     writeln!(out, "{} tables, {} errors, {} warnings", report.tables, report.errors, report.warnings)
 }

@@ -248,10 +248,15 @@ async fn catalogue_of(
             let drafted = catalogue::init(&pool, file, *force, tenants.as_ref()).await?;
             show(cli, terminal, &drafted, output::drafted)?;
         }
-        cli::CatalogueVerb::Check => {
-            let report = catalogue::check(&pool, file).await?;
+        cli::CatalogueVerb::Check { rows } => {
+            let (key, url) = config.app_database_url()?;
+            let mut connection = if *rows { Some(connect(key, url).await?) } else { None };
+            let report = catalogue::check(&pool, file, connection.as_mut()).await?;
+            if let Some(connection) = connection {
+                let _ = connection.close().await;
+            }
             show(cli, terminal, &report, output::findings)?;
-            return Ok(if report.errors == 0 { Outcome::Done } else { Outcome::CheckFailed });
+            return Ok(if report.passed() { Outcome::Done } else { Outcome::CheckFailed });
         }
         cli::CatalogueVerb::Show { table } => {
             show(cli, terminal, &catalogue::show(&pool, file, table).await?, output::catalogued)?;

@@ -15,6 +15,8 @@ use sqlx::{Connection, PgConnection};
 
 use crate::{Cli, Terminal, run, run::exit_code};
 
+mod catalogue;
+
 const WHO: operate::Act<'static> = operate::Act { actor: "test", reason: "arranging" };
 
 struct Ran {
@@ -345,7 +347,7 @@ async fn flags_are_declared_listed_set_and_cleared() {
     assert!(reeve(&db, &["tenants", "show", "acme"]).await.out.contains("kinds off    fleet.probe\n"));
 
     let all = reeve(&db, &["--json", "flags", "list"]).await.json();
-    assert_eq!(all.as_array().expect("rows").len(), 4 + 3, "each as declared, and what was set: {all}");
+    assert_eq!(all.as_array().expect("rows").len(), 5 + 3, "each as declared, and what was set: {all}");
     let own = reeve(&db, &["--json", "flags", "list", "--tenant", "acme"]).await.json();
     let own: Vec<_> =
         own.as_array().expect("rows").iter().map(|row| (&row["name"], &row["value"], &row["level"])).collect();
@@ -477,11 +479,26 @@ async fn a_strangers_database_is_drafted_checked_and_planned_from_the_command_li
     assert!(catalogue(&["graph"]).await.out.starts_with("digraph"));
     assert!(catalogue(&["rls"]).await.out.contains("CREATE POLICY reeve_fence ON \"public\".\"notes\""));
 
-    let grant = "GRANT SELECT ON notes TO pg_monitor; ALTER TABLE notes ADD COLUMN extra text";
-    sqlx::raw_sql(grant).execute(&db.admin).await.expect("a change");
+    let change = async |sql: &str| {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&db.admin).await.expect("a change")
+    };
+    assert_eq!(catalogue(&["check", "--rows"]).await.code, 0);
+    change("ALTER TABLE notes DROP CONSTRAINT notes_team_id_fkey; INSERT INTO notes VALUES (4, 99, 'secret words')")
+        .await;
+    let text = std::fs::read_to_string(&file).expect("the draft");
+    std::fs::write(&file, text.replace("  { columns = [\"team_id\"], table = \"public.teams\" },\n", ""))
+        .expect("the draft");
+    let rows = catalogue(&["check", "--rows"]).await;
+    let said = "rows   table \"public.notes\": 1 row(s) name a tenant that is not in \"public.teams\"; to see them: SELECT \"id\" FROM";
+    assert!(rows.code == 1 && rows.out.contains(said) && !rows.out.contains("secret words"), "{}", rows.out);
+    assert_eq!(catalogue(&["check"]).await.code, 0, "the rows are not asked unasked");
+    assert_eq!(catalogue(&["check", "--rows", "--json"]).await.json()["rows"][0]["kind"], "unknown_tenant");
+
+    change("GRANT SELECT ON notes TO pg_monitor").await;
     let refused = catalogue(&["rls"]).await;
     assert_eq!((refused.code, refused.out.as_str()), (1, ""));
     assert!(refused.messages.lines().count() > 2 && refused.messages.contains("pg_monitor"), "{}", refused.messages);
+    change("ALTER TABLE notes ADD COLUMN extra text").await;
     let stale = catalogue(&["check"]).await;
     assert_eq!(stale.code, 1);
     assert!(stale.out.contains("table \"public.notes\", column \"extra\": is in the database"), "{}", stale.out);

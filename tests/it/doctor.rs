@@ -16,11 +16,12 @@ const PROGRAMS: [(&str, &str); 3] =
     [("reeve-worker", "reeve_worker"), ("reeve-scheduler", "reeve_scheduler"), ("reeve", "reeve_ops")];
 
 /// Runs something of this program that acts and then ends by itself; the scheduler is ended when it has started.
-async fn run(name: &str, url: &str) -> Output {
+async fn run(db: &TestDatabase, name: &str, url: &str) -> Output {
     let mut command = tokio::process::Command::new(program(name));
     command
         .env_remove("REEVE_CONFIG")
         .env("REEVE_WORKER__DATABASE_URL", url)
+        .env("REEVE_WORKER__OPS_DATABASE_URL", db.url("reeve_ops"))
         .env("REEVE_WORKER__ROOT_KEY", ROOT_KEY)
         .env("REEVE_WORKER__WEBHOOKS__LOOPBACK_ALLOWED", "true")
         .env("REEVE_WORKER__WEBHOOKS__HTTP_ALLOWED", "true")
@@ -83,7 +84,7 @@ async fn changes(db: &TestDatabase) -> i64 {
 
 async fn refuses(db: &TestDatabase, name: &str, url: &str, broken: &str, says: &[&str]) {
     let before = changes(db).await;
-    let ended = run(name, url).await;
+    let ended = run(db, name, url).await;
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert!(!ended.status.success(), "{name} started though {broken}: {said}");
     assert!(says.iter().all(|part| said.contains(part)), "{name}, {broken}: {said}");
@@ -184,7 +185,7 @@ async fn on_a_sound_database_each_program_starts_also_as_a_member_of_its_role() 
         for login in [own, &member] {
             let before = changes(&db).await;
             db.admin.execute("UPDATE reeve.tenants SET paused = false").await.expect("arranged");
-            let ended = run(name, &db.url(login)).await;
+            let ended = run(&db, name, &db.url(login)).await;
             let said = String::from_utf8_lossy(&ended.stderr);
             assert!(ended.status.success(), "{name} as {login}: {said}");
             assert!(name == "reeve-scheduler" || changes(&db).await > before, "{name} as {login} did nothing: {said}");

@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::{HeaderMap, Request, Response, StatusCode, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use reeve_jobs::{
-    TenantContext, TenantId, client,
+    TenantContext, TenantId,
     clock::SystemClock,
     job::JobId,
     queue::PostgresQueue,
@@ -88,9 +88,7 @@ impl Town {
 
     /// Lets a transaction of the worker's login speak for this tenant, past `Scope`.
     pub async fn hold(&self, tx: &mut PgConnection, tenant: &TenantId) {
-        client::set_tenant(tx, tenant).await.expect("context");
-        let proof = self.db.proof(tenant).await.into_secret_text();
-        sqlx::query("SELECT set_config('reeve.context', $1, true)").bind(proof).execute(tx).await.expect("proof");
+        self.db.hold(tx, tenant).await;
     }
 
     pub async fn scope(&self, tenant: &TenantId) -> Scope {

@@ -10,7 +10,6 @@ use super::{
     introspect::{Table, TableKind},
     load::Mistake,
     model::{Erase, Place, Scope, Step, TableEntry},
-    name::{ident, idents},
     route::{self, RouteError, TenantSql},
 };
 
@@ -172,8 +171,7 @@ fn references(on: &mut On<'_>, schema: &Schema) {
                 "foreign key {:?} ({columns} → {}) has no index: each delete there reads all of this",
                 key.name, key.table
             );
-            let sql = format!("CREATE INDEX CONCURRENTLY ON {} ({});", table.name.sql(), idents(&key.columns));
-            on.warning(key.columns.first().map(String::as_str), what, sql);
+            on.warning(key.columns.first().map(String::as_str), what, table.create_index_sql(&key.columns));
         }
     }
     for reference in &entry.references {
@@ -211,7 +209,10 @@ fn scope(on: &mut On<'_>, catalogue: &Catalogue, schema: &Schema) {
             "a person must: a tenant column, a path, \"reference\", \"shared\" or { ignored = \"why\" }",
         ),
         Scope::Column { column, null } => tenant_column(on, catalogue, schema, column, null.is_some()),
-        Scope::Path(steps) if steps_end(on, catalogue, schema) => routes(on, catalogue, steps),
+        Scope::Path(steps) if steps_end(on, catalogue, schema) => {
+            routes(on, catalogue, steps);
+            gaps(on, schema, steps);
+        }
         Scope::Polymorphic { of, .. } if of.is_empty() => {
             on.error(
                 None,
@@ -289,8 +290,25 @@ fn tenant_column(on: &mut On<'_>, catalogue: &Catalogue, schema: &Schema, name: 
     }
     let leads = table.indexes.iter().any(|i| i.valid && !i.partial && i.columns.first().is_some_and(|c| c == name));
     if !leads {
-        let sql = format!("CREATE INDEX CONCURRENTLY ON {} ({});", table.name.sql(), ident(name));
+        let sql = table.create_index_sql(&[name.to_owned()]);
         on.warning(Some(name), "no index begins with the tenant column: each policy check reads the whole table", sql);
+    }
+}
+
+/// Where a path goes over NULL it ends, and the row is nobody's.
+fn gaps(on: &mut On<'_>, schema: &Schema, steps: &[Step]) {
+    let mut at = on.table;
+    for step in steps {
+        if at.may_be_null(&step.columns) {
+            let what = format!(
+                "the path goes over \"{}\" ({}), which may be NULL: such rows reach no tenant",
+                at.name,
+                step.columns.join(", ")
+            );
+            on.warning(None, what, "`reeve catalogue check --rows` counts them; another path may have none");
+        }
+        let Some(next) = schema.tables.get(&step.table) else { return };
+        at = next;
     }
 }
 
@@ -300,7 +318,8 @@ fn routes(on: &mut On<'_>, catalogue: &Catalogue, steps: &[Step]) {
     let known: BTreeSet<_> =
         steps.first().into_iter().chain(&entry.also).map(|step| (&step.columns, &step.table)).collect();
     for key in &table.foreign_keys {
-        let owned = catalogue.tables.get(&key.table).is_some_and(|entry| entry.scope.is_owned());
+        let scope = catalogue.tables.get(&key.table).map(|entry| &entry.scope);
+        let owned = scope.is_some_and(|scope| scope.is_owned() && !scope.is_owned_over(&table.name, &key.columns));
         if owned && key.table != table.name && !known.contains(&(&key.columns, &key.table)) {
             let columns = key.columns.join(", ");
             let what = format!(

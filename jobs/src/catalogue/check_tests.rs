@@ -2,7 +2,7 @@
 use super::{
     check::{Severity, check},
     fixtures::database,
-    load,
+    load, rls,
 };
 
 const SQL: &str = include_str!("fixtures/owners.sql");
@@ -104,6 +104,66 @@ async fn each_mistake_is_found_where_it_stands_and_says_what_to_do() {
             .map(ToString::to_string)
             .collect();
         assert!(found.iter().any(|f| f.starts_with("catalogue.toml:") && f.contains(says)), "{says}: {found:#?}");
+    }
+    db.drop_now().await;
+}
+
+#[tokio::test]
+async fn a_route_that_the_worker_could_not_go_is_refused() {
+    let sql = "CREATE TABLE teams (id int PRIMARY KEY, code int UNIQUE);
+        CREATE TABLE steps (id int PRIMARY KEY, team_id int NOT NULL REFERENCES teams, body_id int, UNIQUE (id, team_id));
+        CREATE TABLE bodies (id int PRIMARY KEY, step_id int NOT NULL REFERENCES steps);
+        ALTER TABLE steps ADD FOREIGN KEY (body_id) REFERENCES bodies;
+        CREATE TABLE marks (id int PRIMARY KEY, t int NOT NULL REFERENCES teams (id), FOREIGN KEY (t) REFERENCES teams (code));";
+    let (db, schema) = database(sql).await;
+    let toml = "[table.\"public.teams\"]\nscope = { column = \"id\" }\ncolumns = [\"id\", \"code\"]
+[table.\"public.steps\"]\nscope = STEPS\ncolumns = [\"id\", \"team_id\", \"body_id\"]
+references = [{ columns = \"team_id\", table = \"public.teams\" }, { columns = \"body_id\", table = \"public.bodies\" }]
+[table.\"public.bodies\"]\nscope = BODIES\ncolumns = [\"id\", \"step_id\"]
+references = [{ columns = \"step_id\", table = \"public.steps\" }]
+[table.\"public.marks\"]\nscope = MARKS\ncolumns = [\"id\", \"t\"]\nreferences = [{ columns = \"t\", table = \"public.teams\" }]";
+    let (column, over) =
+        ("{ column = \"team_id\" }", "{ path = [[\"step_id\", \"public.steps\"], [\"team_id\", \"public.teams\"]] }");
+    let named = "{ path = [[\"t\", \"public.teams\", \"id\"]] }";
+    for (steps, bodies, marks, says) in [
+        (column, over, named, None),
+        // Each policy would read the other's table.
+        (
+            "{ reverse = [[\"public.bodies\", \"step_id\"]] }",
+            over,
+            named,
+            Some("catalogue.toml:4: table \"public.steps\": the scope: goes in a circle"),
+        ),
+        (
+            "{ ignored = \"old\" }",
+            over,
+            named,
+            Some(
+                "catalogue.toml:8: table \"public.bodies\": the scope: goes over \"public.steps\", which is not granted",
+            ),
+        ),
+        ("\"shared\"", over, named, Some("goes over \"public.steps\", which is not granted")),
+        (
+            column,
+            over,
+            "{ path = [[\"t\", \"public.teams\"]] }",
+            Some(
+                "catalogue.toml:12: table \"public.marks\": the scope: joins t to \"public.teams\", and foreign keys of these columns point at different columns",
+            ),
+        ),
+    ] {
+        let text = toml.replace("STEPS", steps).replace("BODIES", bodies).replace("MARKS", marks);
+        let catalogue = load::text_of("catalogue.toml", &text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        let found = check(&catalogue, &schema);
+        let errors: Vec<_> = found.iter().filter(|f| f.severity == Severity::Error).map(ToString::to_string).collect();
+        let script = rls::sql(&catalogue, &schema);
+        match says {
+            None => assert!(errors.is_empty() && script.is_ok(), "{errors:#?} {script:?}"),
+            Some(says) => {
+                assert!(errors.iter().any(|error| error.contains(says)), "{says}: {errors:#?}");
+                assert!(script.is_err(), "no script for {says}");
+            }
+        }
     }
     db.drop_now().await;
 }

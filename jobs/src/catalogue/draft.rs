@@ -8,7 +8,7 @@ use sqlx::PgPool;
 
 use super::{
     Schema, TableName, guess,
-    introspect::{ForeignKey, Table, TableKind},
+    introspect::{Column, ForeignKey, Table, TableKind},
     model::{NullRows, PATH_STEPS_MAX, Parent, Scope, Step, Tenants},
     name::ident,
 };
@@ -52,6 +52,8 @@ pub async fn sample(pool: &PgPool, schema: &Schema) -> Samples {
 #[derive(Debug, Default)]
 pub struct Guess {
     pub tenants: Option<Tenants>,
+    /// Where no table of tenants was found: those that most tables point at.
+    pub likely: Vec<TableName>,
     pub scopes: BTreeMap<TableName, Scope>,
     /// For tables whose scope is `"?"`.
     pub doubts: BTreeMap<TableName, String>,
@@ -60,6 +62,9 @@ pub struct Guess {
 /// Guesses all scopes. `tenants` overrules the guess of which table has the tenants.
 pub fn scopes(schema: &Schema, samples: &Samples, tenants: Option<&TableName>) -> Guess {
     let mut guess = Guess { tenants: tenants_table(schema, tenants), ..Guess::default() };
+    if guess.tenants.is_none() {
+        guess.likely = most_pointed_at(schema);
+    }
     by_column(schema, &mut guess);
     by_path(schema, &mut guess);
     // Each may open the way for the next: settings of an organisation, then the logo of those settings.
@@ -84,6 +89,16 @@ fn tenants_table(schema: &Schema, told: Option<&TableName>) -> Option<Tenants> {
     })?;
     let key = best.primary_key[0].clone();
     Some(Tenants { table: best.name.clone(), key, place: Default::default() })
+}
+
+fn most_pointed_at(schema: &Schema) -> Vec<TableName> {
+    const SHOWN: usize = 5;
+    let pointing =
+        |to: &Table| schema.tables.values().filter(|t| points_at(t, &to.name, &to.primary_key).is_some()).count();
+    let keyed = schema.tables.values().filter(|table| table.primary_key.len() == 1);
+    let mut all: Vec<_> = keyed.map(|table| (pointing(table), table)).filter(|(n, _)| *n > 1).collect();
+    all.sort_by_key(|(n, _)| std::cmp::Reverse(*n));
+    all.into_iter().take(SHOWN).map(|(_, table)| table.name.clone()).collect()
 }
 
 /// A foreign key of one column to the key of that table.
@@ -127,9 +142,9 @@ fn by_column(schema: &Schema, guess: &mut Guess) {
             Some(tenants) if tenants.table == table.name => Some(tenants.key.as_str()),
             tenants => {
                 let fits = |name: &&str| {
-                    table.column(name).is_some_and(|c| {
-                        c.may_be_tenant() && family.as_deref().is_none_or(|family| family == c.family())
-                    })
+                    let fits =
+                        |c: &Column| c.may_be_tenant() && family.as_deref().is_none_or(|family| family == c.family());
+                    table.column(name).is_some_and(fits) && !means_another(table, name, tenants.as_ref())
                 };
                 let by_key = tenants.as_ref().and_then(|t| points_at(table, &t.table, std::slice::from_ref(&t.key)));
                 usual.filter(fits).or(by_key.map(|fk| fk.columns[0].as_str()))
@@ -141,43 +156,52 @@ fn by_column(schema: &Schema, guess: &mut Guess) {
     }
 }
 
-/// The shortest way over foreign keys to a table with a tenant column; columns that are never NULL before others.
+/// Does a column of the usual name point at some other table than that of the tenants? Then it holds another's id.
+fn means_another(table: &Table, column: &str, tenants: Option<&Tenants>) -> bool {
+    let keys = table.foreign_keys.iter().filter(|key| key.columns.len() == 1 && key.columns[0] == column);
+    let mut tables = keys.map(|key| &key.table).peekable();
+    tenants.is_some_and(|tenants| tables.peek().is_some() && tables.all(|table| *table != tenants.table))
+}
+
+/// The shortest way over foreign keys to a table with a tenant column: over columns that are never NULL, however long, before
+/// one that some rows do not have.
 fn by_path(schema: &Schema, guess: &mut Guess) {
     let direct: BTreeSet<_> = guess.scopes.keys().cloned().collect();
     for table in schema.tables.values().filter(|t| t.holds_rows() && !direct.contains(&t.name)) {
-        let mut ways: Vec<(Vec<Step>, &Table)> = vec![(Vec::new(), table)];
-        let mut seen = BTreeSet::from([table.name.clone()]);
-        let mut found = None;
-        for _ in 0..PATH_STEPS_MAX {
-            let mut further = Vec::new();
-            for (steps, at) in ways {
-                for key in sorted_keys(at) {
-                    let Some(next) = schema.tables.get(&key.table).filter(|next| seen.insert(next.name.clone())) else {
-                        continue;
-                    };
-                    let step = Step { columns: key.columns.clone(), table: key.table.clone(), target: Vec::new() };
-                    let steps = steps.iter().cloned().chain([step]).collect::<Vec<_>>();
-                    if direct.contains(&next.name) && found.is_none() {
-                        found = Some(steps.clone());
-                    }
-                    further.push((steps, next));
-                }
-            }
-            if found.is_some() {
-                break;
-            }
-            ways = further;
-        }
-        if let Some(steps) = found {
+        let steps = way(schema, &direct, table, false).or_else(|| way(schema, &direct, table, true));
+        // Further than a path goes: a shorter one with gaps would lose the rows in the gaps.
+        if let Some(steps) = steps.filter(|steps| steps.len() <= PATH_STEPS_MAX) {
             guess.scopes.insert(table.name.clone(), Scope::Path(steps));
         }
     }
 }
 
+fn way(schema: &Schema, direct: &BTreeSet<TableName>, table: &Table, nullable: bool) -> Option<Vec<Step>> {
+    let mut ways: Vec<(Vec<Step>, &Table)> = vec![(Vec::new(), table)];
+    let mut seen = BTreeSet::from([table.name.clone()]);
+    while !ways.is_empty() {
+        let mut further = Vec::new();
+        for (steps, at) in ways {
+            for key in sorted_keys(at).into_iter().filter(|key| nullable || !at.may_be_null(&key.columns)) {
+                let Some(next) = schema.tables.get(&key.table).filter(|next| seen.insert(next.name.clone())) else {
+                    continue;
+                };
+                let step = Step { columns: key.columns.clone(), table: key.table.clone(), target: Vec::new() };
+                let steps = steps.iter().cloned().chain([step]).collect::<Vec<_>>();
+                if direct.contains(&next.name) {
+                    return Some(steps);
+                }
+                further.push((steps, next));
+            }
+        }
+        ways = further;
+    }
+    None
+}
+
 fn sorted_keys(table: &Table) -> Vec<&ForeignKey> {
-    let nullable = |key: &&ForeignKey| key.columns.iter().any(|c| table.column(c).is_none_or(|c| c.nullable));
     let mut keys: Vec<_> = table.foreign_keys.iter().collect();
-    keys.sort_by_key(|key| (nullable(key), key.name.clone()));
+    keys.sort_by_key(|key| (table.may_be_null(&key.columns), key.name.clone()));
     keys
 }
 
@@ -200,11 +224,14 @@ fn reverse(schema: &Schema, guess: &mut Guess) {
             let parents =
                 keys.iter().map(|(p, key)| Parent { table: p.name.clone(), columns: key.columns.clone() }).collect();
             guess.scopes.insert(table.name.clone(), Scope::Reverse(parents));
-        } else if let Some((parent, key)) = keys.first() {
-            let columns = key.columns.iter().map(|c| format!("{c:?}")).collect::<Vec<_>>().join(", ");
+        } else if !keys.is_empty() {
+            let each = |(parent, key): &(&Table, &ForeignKey)| {
+                let columns = key.columns.iter().map(|c| format!("{c:?}")).collect::<Vec<_>>().join(", ");
+                format!("[{:?}, [{columns}]]", parent.name.to_string())
+            };
+            let parents = keys.iter().map(each).collect::<Vec<_>>().join(", ");
             let doubt = format!(
-                "Rows of {0} point here, several at one row. Rows of several tenants: {{ shared = [[\"{0}\", [{columns}]]] }};\n# the same for all: \"reference\".",
-                parent.name
+                "Rows of tenants point here, several at one row. Rows of several tenants, seen by each that points: {SHARED}{parents}] }};\n# the same for all: \"reference\"."
             );
             guess.doubts.insert(table.name.clone(), doubt);
         }
@@ -250,6 +277,31 @@ fn polymorphic(schema: &Schema, samples: &Samples, guess: &mut Guess) {
     }
 }
 
+/// How the suggestion of a shared scope begins.
+const SHARED: &str = "{ shared = [";
+const NO_WAY: &str = "No tenant column, and no foreign key leads to one. The same for all tenants: \"reference\";\n# no business of any duty: { ignored = \"why\" }.";
+
+/// What hangs on rows that tenants share: a person's sessions, for one.
+fn with_shared(schema: &Schema, guess: &Guess, table: &Table) -> Option<String> {
+    let open = |name: &TableName| guess.scopes.get(name).is_none_or(|scope| *scope == Scope::Undecided);
+    let shared = |name: &TableName| guess.doubts.get(name).is_some_and(|doubt| doubt.contains(SHARED));
+    let over = table.foreign_keys.iter().map(|key| &key.table);
+    let to =
+        over.filter(|to| **to != table.name && open(to) && schema.tables.contains_key(*to)).find(|to| shared(to))?;
+    Some(format!(
+        "Its rows go with those of {to}, which may be several tenants'. Kept from the jobs of every tenant: \"shared\";\n# no business of any duty: {{ ignored = \"why\" }}."
+    ))
+}
+
+fn too_far(schema: &Schema, guess: &Guess, table: &Table) -> Option<String> {
+    let has_column = |(_, scope): &(&TableName, &Scope)| matches!(scope, Scope::Column { .. });
+    let direct = guess.scopes.iter().filter(has_column).map(|(name, _)| name.clone()).collect();
+    let joins = way(schema, &direct, table, false).or_else(|| way(schema, &direct, table, true))?.len();
+    Some(format!(
+        "A tenant is {joins} joins away, and a path goes over {PATH_STEPS_MAX}: give the table a tenant column of its own.\n# No business of any duty: {{ ignored = \"why\" }}."
+    ))
+}
+
 fn rest(schema: &Schema, guess: &mut Guess) {
     for table in schema.tables.values() {
         if guess.scopes.contains_key(&table.name) {
@@ -262,8 +314,9 @@ fn rest(schema: &Schema, guess: &mut Guess) {
             ),
             _ if guess::is_migration_table(&table.name.name) => Scope::Ignored("the migration tool's own".to_owned()),
             _ => {
-                let doubt = "No tenant column, and no foreign key leads to one. The same for all tenants: \"reference\";\n# no business of any duty: { ignored = \"why\" }.";
-                guess.doubts.entry(table.name.clone()).or_insert_with(|| doubt.to_owned());
+                let doubt = with_shared(schema, guess, table).or_else(|| too_far(schema, guess, table));
+                let doubt = doubt.unwrap_or_else(|| NO_WAY.to_owned());
+                guess.doubts.entry(table.name.clone()).or_insert(doubt);
                 Scope::Undecided
             }
         };

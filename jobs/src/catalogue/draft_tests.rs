@@ -106,3 +106,27 @@ async fn tenants_by_int_in_one_table_and_bigint_in_another_are_one_kind_and_text
     assert_eq!(errors(&text, &schema).len(), 1, "the text one is left to a person: {text}");
     db.drop_now().await;
 }
+
+#[tokio::test]
+async fn names_with_lines_controls_and_turned_text_stand_in_comments_as_one_line_that_reads_as_it_is() {
+    let sql = "CREATE TABLE teams (id int PRIMARY KEY);
+        CREATE TABLE \"doc\ns\r\u{202e}[tenants]\" (id int PRIMARY KEY, team_id int NOT NULL REFERENCES teams);
+        CREATE TABLE people (id int PRIMARY KEY);
+        CREATE TABLE sessions (id int PRIMARY KEY, people_id int NOT NULL REFERENCES people);
+        ALTER TABLE \"doc\ns\r\u{202e}[tenants]\" ADD COLUMN \"of\nscope = 'reference'\u{200b}\" int REFERENCES people;
+        CREATE TABLE \"ho\nst\u{202e}\" (id int PRIMARY KEY);
+        CREATE TABLE hosted (team_id int NOT NULL REFERENCES teams, a int REFERENCES \"ho\nst\u{202e}\");
+        CREATE TABLE hangs (id int PRIMARY KEY, on_id int NOT NULL REFERENCES \"ho\nst\u{202e}\");";
+    let (db, schema) = database(sql).await;
+    let text = drafted(&db, &schema).await;
+    assert_eq!(errors(&text, &schema).len(), 4, "{text}");
+    assert!(!text.contains(['\r', '\u{202e}', '\u{200b}']), "{text:?}");
+    assert!(text.lines().any(|line| line.starts_with("# Rows of tenants") && line.contains("[tenants]")), "{text}");
+    assert!(text.contains("# Its rows go with those of public.ho\n# st, which"), "{text}");
+    assert_eq!(text.lines().filter(|line| line.starts_with("[tenants]")).count(), 1, "{text}");
+    // The same where no table of tenants is found and the likely ones are listed.
+    let none = draft::Guess { likely: vec![table("public.x\n[tenants]")], ..draft::Guess::default() };
+    let text = draft_text::write(&schema, &Default::default(), &none);
+    assert!(text.lines().filter(|line| !line.starts_with('#')).all(str::is_empty), "{text}");
+    db.drop_now().await;
+}

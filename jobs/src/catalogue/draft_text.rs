@@ -19,6 +19,14 @@ pub fn write(schema: &Schema, samples: &Samples, guess: &Guess) -> String {
             "# To decide: {undecided} table(s) with scope = \"?\". `reeve catalogue check` refuses them.\n"
         ));
     }
+    if guess.tenants.is_none() && !guess.likely.is_empty() {
+        let likely: Vec<_> = guess.likely.iter().map(ToString::to_string).collect();
+        let text = format!(
+            "No table of tenants was found by its name. If one of these is it, draft again with --tenants: {}.",
+            likely.join(", ")
+        );
+        comment(&mut out, &text.replace(['\n', '\r'], " "));
+    }
     if let Some(tenants) = &guess.tenants {
         let table = quote(&tenants.table.to_string());
         out.push_str(&format!("\n[tenants]\ntable = {table}\nkey = {}\n", quote(&tenants.key)));
@@ -46,7 +54,10 @@ fn table_text(out: &mut String, table: &Table, scope: &Scope, samples: &Samples,
         let others: Vec<_> = table
             .foreign_keys
             .iter()
-            .filter(|key| key.table != table.name && guess.scopes.get(&key.table).is_some_and(Scope::is_owned))
+            .filter(|key| {
+                let owned = |scope: &Scope| scope.is_owned() && !scope.is_owned_over(&table.name, &key.columns);
+                key.table != table.name && guess.scopes.get(&key.table).is_some_and(owned)
+            })
             .filter(|key| steps.first().is_none_or(|s| (&s.columns, &s.table) != (&key.columns, &key.table)))
             .map(|key| step(&Step { columns: key.columns.clone(), table: key.table.clone(), target: Vec::new() }))
             .collect();
@@ -169,8 +180,15 @@ fn file_name(table: &str) -> String {
 fn comment(out: &mut String, text: &str) {
     for line in text.lines() {
         let line = line.trim_start_matches("# ");
-        out.extend("# ".chars().chain(line.chars().filter(|c| !c.is_control())).chain(['\n']));
+        out.extend("# ".chars().chain(line.chars().filter(|c| !misleads(*c))).chain(['\n']));
     }
+}
+
+/// Would a reader of the draft see something else than stands there? Controls, and what turns the direction of text or has
+/// no width.
+fn misleads(c: char) -> bool {
+    let unseen = ['\u{200B}'..='\u{200F}', '\u{2028}'..='\u{202E}', '\u{2060}'..='\u{206F}', '\u{FEFF}'..='\u{FEFF}'];
+    c.is_control() || unseen.iter().any(|range| range.contains(&c))
 }
 
 /// A TOML string.
@@ -179,7 +197,7 @@ fn quote(text: &str) -> String {
     for c in text.chars() {
         match c {
             '"' | '\\' => out.extend(['\\', c]),
-            c if c.is_control() => out.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c if misleads(c) => out.push_str(&format!("\\u{:04X}", u32::from(c))),
             c => out.push(c),
         }
     }

@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
+use sqlx::PgExecutor;
 
-use super::TableName;
+use super::{TableName, name::idents};
 
 const READ: &str = include_str!("introspect.sql");
 
@@ -46,8 +46,19 @@ pub struct Table {
     pub indexes: Vec<Index>,
     pub triggers: Vec<String>,
     pub policies: Vec<Policy>,
-    /// Roles other than the owner that were granted rows and do not bypass row-level security; `public` is everybody.
-    pub writers: Vec<String>,
+    /// Roles other than the owner that may touch rows and would feel row-level security.
+    pub writers: Vec<Writer>,
+}
+
+/// Who may touch rows of a table, by a grant on it, on some of its columns, or on all tables.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Writer {
+    /// `public` is everybody. A policy for a role binds its members too.
+    pub role: String,
+    /// `select`, `insert`, `update`, `delete`.
+    pub commands: Vec<String>,
+    /// The roles whose rights it has without asking.
+    pub member_of: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -64,6 +75,8 @@ pub struct Column {
     pub nullable: bool,
     pub generated: bool,
     pub identity: bool,
+    /// The sequence behind a `serial` column.
+    pub sequence: Option<TableName>,
     pub default: Option<String>,
 }
 
@@ -121,6 +134,11 @@ impl Table {
         self.columns.iter().find(|column| column.name == name)
     }
 
+    /// May a row have NULL in one of these?
+    pub fn may_be_null(&self, columns: &[String]) -> bool {
+        columns.iter().any(|name| self.column(name).is_none_or(|column| column.nullable))
+    }
+
     /// Does it keep rows of its own? A view does not; a materialized one keeps copies.
     pub fn holds_rows(&self) -> bool {
         matches!(self.kind, TableKind::Table | TableKind::Partitioned)
@@ -147,6 +165,13 @@ impl Table {
         self.foreign_keys.iter().find(|key| key.columns == columns && key.table == *table)
     }
 
+    /// Makes an index beside running work. On a partitioned table PostgreSQL has no such way: there writers wait, unless one
+    /// is made on each partition first.
+    pub fn create_index_sql(&self, columns: &[String]) -> String {
+        let way = if self.kind == TableKind::Partitioned { "" } else { " CONCURRENTLY" };
+        format!("CREATE INDEX{way} ON {} ({});", self.name.sql(), idents(columns))
+    }
+
     /// How `FROM` names it, so that only its own rows are meant.
     pub fn from_sql(&self) -> String {
         if self.has_heirs { format!("ONLY {}", self.name.sql()) } else { self.name.sql() }
@@ -170,13 +195,13 @@ impl Column {
 }
 
 /// Reads the database; `own` includes the schema `reeve`.
-pub async fn introspect(pool: &PgPool, own: bool) -> Result<Schema, IntrospectError> {
+pub async fn introspect(database: impl PgExecutor<'_>, own: bool) -> Result<Schema, IntrospectError> {
     #[derive(Deserialize)]
     struct Read {
         database: String,
         tables: Vec<Table>,
     }
-    let read: serde_json::Value = sqlx::query_scalar(READ).bind(own).fetch_one(pool).await?;
+    let read: serde_json::Value = sqlx::query_scalar(READ).bind(own).fetch_one(database).await?;
     let read: Read = serde_json::from_value(read)?;
     let tables = read.tables.into_iter().map(|table| (table.name.clone(), table)).collect();
     Ok(Schema { database: read.database, tables })
@@ -226,7 +251,7 @@ mod tests {
         assert!(introspect(&db.admin, false).await.expect("an answer").tables.is_empty());
         let own = introspect(&db.admin, true).await.expect("an answer");
         assert!(own.tables.contains_key(&table("reeve.jobs")));
-        assert!(own.tables[&table("reeve.jobs")].writers.contains(&"reeve_worker".to_owned()));
+        assert!(own.tables[&table("reeve.jobs")].writers.iter().any(|writer| writer.role == "reeve_worker"));
         db.drop_now().await;
     }
 }

@@ -30,6 +30,12 @@ SELECT jsonb_build_object('database', current_database(), 'tables', coalesce(jso
       'nullable', NOT a.attnotnull AND NOT coalesce(b.not_null, false),
       'generated', a.attgenerated <> '',
       'identity', a.attidentity <> '',
+      -- An identity column's sequence needs no grant; one behind a default does.
+      'sequence', (SELECT jsonb_build_object('schema', n.nspname, 'name', s.relname)
+                   FROM pg_depend o JOIN pg_class s ON s.oid = o.objid AND s.relkind = 'S'
+                   JOIN pg_namespace n ON n.oid = s.relnamespace
+                   WHERE o.classid = 'pg_class'::regclass AND o.refclassid = 'pg_class'::regclass
+                     AND o.refobjid = a.attrelid AND o.refobjsubid = a.attnum AND o.deptype = 'a' LIMIT 1),
       'default', pg_get_expr(d.adbin, d.adrelid)) ORDER BY a.attnum), '[]')
     FROM pg_attribute a
     LEFT JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)
@@ -86,11 +92,37 @@ SELECT jsonb_build_object('database', current_database(), 'tables', coalesce(jso
       'permissive', p.polpermissive,
       'roles', (SELECT jsonb_agg(CASE r WHEN 0 THEN 'public' ELSE pg_get_userbyid(r) END) FROM unnest(p.polroles) r)
       ) ORDER BY p.polname), '[]') FROM pg_policy p WHERE p.polrelid = t.oid),
-  -- Who may touch rows besides the owner, and would feel row-level security.
+  -- Who may touch rows besides the owner, and would feel row-level security. By grants on the table or on columns; and
+  -- as a member of a predefined role, which has every table without a grant.
   'writers', (
-    SELECT coalesce(jsonb_agg(DISTINCT CASE x.grantee WHEN 0 THEN 'public' ELSE pg_get_userbyid(x.grantee) END), '[]')
-    FROM aclexplode(t.relacl) x LEFT JOIN pg_roles r ON r.oid = x.grantee
-    WHERE x.grantee <> t.relowner AND NOT coalesce(r.rolsuper OR r.rolbypassrls, false)
-      AND x.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE'))
+    SELECT coalesce(jsonb_agg(jsonb_build_object(
+      'role', CASE g.grantee WHEN 0 THEN 'public' ELSE pg_get_userbyid(g.grantee) END,
+      'commands', g.commands,
+      'member_of', (SELECT coalesce(jsonb_agg(m.rolname ORDER BY m.rolname), '[]') FROM pg_roles m
+                    WHERE g.grantee <> 0 AND m.oid <> g.grantee AND pg_has_role(g.grantee, m.oid, 'USAGE')))
+      ORDER BY CASE g.grantee WHEN 0 THEN 'public' ELSE pg_get_userbyid(g.grantee) END), '[]')
+    FROM (
+      SELECT x.grantee, jsonb_agg(DISTINCT lower(x.privilege_type) ORDER BY lower(x.privilege_type)) AS commands
+      FROM (
+        SELECT r.grantee, r.privilege_type FROM aclexplode(t.relacl) r
+        UNION ALL
+        SELECT r.grantee, r.privilege_type FROM pg_attribute a CROSS JOIN LATERAL aclexplode(a.attacl) r
+        WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+        UNION ALL
+        SELECT p.oid, w.command
+        FROM (VALUES ('pg_read_all_data', 'SELECT'), ('pg_write_all_data', 'INSERT'), ('pg_write_all_data', 'UPDATE'),
+                     ('pg_write_all_data', 'DELETE')) w (name, command)
+        JOIN pg_roles p ON p.rolname = w.name
+        WHERE EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles u ON u.oid = m.member
+                      WHERE m.roleid = p.oid AND NOT (u.rolsuper OR u.rolbypassrls))) x
+      WHERE x.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+      GROUP BY x.grantee) g
+    LEFT JOIN pg_roles r ON r.oid = g.grantee
+    -- A member of the owner counts as the owner.
+    WHERE CASE WHEN g.grantee = 0 THEN true ELSE NOT pg_has_role(g.grantee, t.relowner, 'USAGE') END
+      -- What lets a role past policies is its own and is not inherited: its members may still feel them.
+      AND (NOT coalesce(r.rolsuper OR r.rolbypassrls, false)
+           OR EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles u ON u.oid = m.member
+                      WHERE m.roleid = g.grantee AND NOT (u.rolsuper OR u.rolbypassrls))))
   ) ORDER BY t.nspname, t.relname), '[]'))
 FROM t

@@ -22,6 +22,7 @@ pub mod order;
 mod raw;
 pub mod rls;
 pub mod route;
+pub mod rows;
 
 pub use introspect::{Schema, introspect};
 pub use model::Catalogue;
@@ -34,8 +35,16 @@ mod draft_tests;
 #[cfg(test)]
 mod fixtures;
 #[cfg(test)]
+mod lockout_tests;
+#[cfg(test)]
 mod order_tests;
 #[cfg(test)]
 mod own_tests;
 #[cfg(test)]
+mod proof;
+#[cfg(test)]
+mod proof_tests;
+#[cfg(test)]
 mod rls_tests;
+#[cfg(test)]
+mod rows_tests;

@@ -205,4 +205,10 @@ impl Scope {
     pub fn is_owned(&self) -> bool {
         matches!(self, Self::Column { .. } | Self::Path(_) | Self::Reverse(_) | Self::Polymorphic { .. })
     }
+
+    /// Do these columns of that table tell the owner in reverse? Then they are no second opinion about it.
+    pub fn is_owned_over(&self, table: &TableName, columns: &[String]) -> bool {
+        let is = |parent: &Parent| parent.table == *table && parent.columns == columns;
+        matches!(self, Self::Reverse(parents) if parents.iter().any(is))
+    }
 }

@@ -289,6 +289,18 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Is it certain that both ends are one tenant's: the key carries the tenant's id, or is the row's own route?
+    fn is_of_one_tenant(&self, table: &Table, key: &ForeignKey) -> bool {
+        let scope = |name: &TableName| self.catalogue.tables.get(name).map(|entry| &entry.scope);
+        match (scope(&table.name), scope(&key.table)) {
+            (Some(Scope::Path(steps)), _) => steps[0].table == key.table && steps[0].columns == key.columns,
+            (Some(Scope::Column { column: own, .. }), Some(Scope::Column { column: theirs, .. })) => {
+                key.columns.iter().zip(&key.target).any(|(from, to)| from == own && to == theirs)
+            }
+            _ => false,
+        }
+    }
+
     /// Foreign keys from tables that the plan leaves alone.
     fn effects(&self) -> Vec<String> {
         let mut effects = Vec::new();
@@ -301,7 +313,7 @@ impl<'a> Planner<'a> {
                     OnDelete::SetNull if !inside => "is set to NULL",
                     OnDelete::SetDefault if !inside => "is set to its default",
                     OnDelete::NoAction | OnDelete::Restrict if !inside => "stops the deletion while rows point there",
-                    OnDelete::Cascade if key.table != table.name => {
+                    OnDelete::Cascade if key.table != table.name && !self.is_of_one_tenant(table, key) => {
                         "another tenant's rows that point there go too, if any do"
                     }
                     _ => continue,

@@ -55,7 +55,7 @@ async fn the_worker_sees_its_tenants_rows_by_every_kind_of_route_and_none_withou
         assert_eq!(seen, own, "{table} without a tenant");
     }
     let mut tx = worker.begin().await.expect("a transaction");
-    sqlx::query("SELECT set_config('reeve.tenant_id', $1, true)").bind(A).execute(&mut *tx).await.expect("a tenant");
+    db.hold(&mut tx, &A.parse().expect("an id")).await;
     for (table, rows) in TABLES {
         let seen = number(&mut tx, &format!("SELECT count(*) FROM {table}")).await.expect(table);
         assert_eq!(seen, rows, "{table}");
@@ -82,11 +82,7 @@ async fn the_worker_cannot_change_make_or_move_rows_of_another_tenant_or_of_all(
         ("UPDATE app.plans SET price_cents = 0", true),
     ] {
         let mut tx = worker.begin().await.expect("a transaction");
-        sqlx::query("SELECT set_config('reeve.tenant_id', $1, true)")
-            .bind(A)
-            .execute(&mut *tx)
-            .await
-            .expect("a tenant");
+        db.hold(&mut tx, &A.parse().expect("an id")).await;
         match tx.execute(sql).await {
             Ok(done) => assert!(!refused && done.rows_affected() == 0, "{sql}"),
             Err(error) => assert!(
@@ -139,5 +135,38 @@ async fn names_with_quotes_and_capitals_stay_names() {
         db.admin.execute(sqlx::AssertSqlSafe(statement)).await.unwrap_or_else(|error| panic!("{error}\n{sql}"));
     }
     assert!(sql.contains("CREATE INDEX CONCURRENTLY ON \"We\"\"ird\".\"T'; --\" (\"Tenant Id\");"), "{sql}");
+    db.drop_now().await;
+}
+
+#[tokio::test]
+async fn a_label_made_to_break_out_of_the_policy_stays_a_label_and_names_stay_in_their_comments() {
+    let sql = "CREATE TABLE teams (id char(4) PRIMARY KEY);
+        CREATE TABLE \"notes\nDROP TABLE teams; --\" (id int PRIMARY KEY, team_id char(4) NOT NULL REFERENCES teams);
+        CREATE TABLE marks (id int PRIMARY KEY, of_type text NOT NULL, of_id int NOT NULL);
+        INSERT INTO teams VALUES ('aaaa'), ('bbbb');
+        INSERT INTO \"notes\nDROP TABLE teams; --\" VALUES (1, 'aaaa'), (2, 'bbbb');
+        CREATE INDEX ON \"notes\nDROP TABLE teams; --\" (team_id);
+        INSERT INTO marks VALUES (1, 'x'' OR true --', 1), (2, 'x'' OR true --', 2), (3, 'other', 1);";
+    let (db, _) = database(sql).await;
+    let schema = introspect(&db.admin, false).await.expect("a schema");
+    let toml = "[table.\"public.teams\"]\nscope = { column = \"id\" }\ncolumns = [\"id\"]
+        [table.\"public.notes\\nDROP TABLE teams; --\"]\nscope = { column = \"team_id\" }\ncolumns = [\"id\", \"team_id\"]
+        [table.\"public.marks\"]\ncolumns = [\"id\", \"of_type\", \"of_id\"]\nscope = { polymorphic = { type_column = \"of_type\",
+            id_column = \"of_id\", of = { \"x' OR true --\" = \"public.notes\\nDROP TABLE teams; --\" } } }"
+        .replace("\n            id_column", " id_column");
+    let catalogue = load::text_of("catalogue.toml", &toml).unwrap_or_else(|error| panic!("{error}"));
+    let sql = rls::sql(&catalogue, &schema).expect("a script");
+    // A length less: `character` alone would be one letter.
+    assert!(sql.contains("::bpchar"), "{sql}");
+    for statement in script(&sql) {
+        db.admin.execute(sqlx::AssertSqlSafe(statement)).await.unwrap_or_else(|error| panic!("{error}\n{sql}"));
+    }
+    let mut worker = PgConnection::connect_with(&db.options("reeve_worker")).await.expect("the worker");
+    for (tenant, own) in [("aaaa", 1), ("bbbb", 2), ("a", 0)] {
+        let mut tx = super::proof::speak_for(&db, &mut worker, tenant).await;
+        let sum = "SELECT coalesce(sum(id), 0)::bigint FROM marks";
+        assert_eq!(number(&mut tx, sum).await.expect("an answer"), own, "{tenant}");
+    }
+    assert_eq!(number(&mut worker, "SELECT count(*) FROM teams").await.expect("the table is there"), 0);
     db.drop_now().await;
 }

@@ -119,6 +119,19 @@ impl TestDatabase {
         Proof::new(&text)
     }
 
+    /// Lets a transaction of the worker's login speak for a tenant, past `Scope`.
+    pub async fn hold(&self, tx: &mut PgConnection, tenant: &TenantId) {
+        let proof = self.proof(tenant).await.into_secret_text();
+        sqlx::query(
+            "-- testing.hold\nSELECT set_config('reeve.tenant_id', $1, true), set_config('reeve.context', $2, true)",
+        )
+        .bind(tenant.as_str())
+        .bind(proof)
+        .execute(tx)
+        .await
+        .expect("a context");
+    }
+
     /// Drops the database, cutting whoever is still connected.
     pub async fn drop_now(self) {
         self.admin.close().await;

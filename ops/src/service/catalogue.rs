@@ -16,10 +16,11 @@ use reeve_jobs::{
         order::{self, OrderError, Plan},
         rls::{self, RlsError},
         route::{self, TenantSql},
+        rows::{self, RowFinding, RowsError},
     },
 };
 use serde::Serialize;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogueError {
@@ -31,6 +32,12 @@ pub enum CatalogueError {
     Order(#[from] OrderError),
     #[error(transparent)]
     Rls(#[from] RlsError),
+    #[error(transparent)]
+    Rows(#[from] RowsError),
+    #[error(
+        "the catalogue is not that of this database: {errors} error(s), first\n  {first}\n`reeve catalogue check` lists them; nothing is written on such ground"
+    )]
+    NotAccepted { errors: usize, first: String },
     #[error("{0} exists; --force replaces it, --file names another")]
     Exists(String),
     #[error("{file} cannot be written: {source}")]
@@ -47,7 +54,8 @@ impl CatalogueError {
         match self {
             Self::Load(_) | Self::Exists(_) | Self::Write { .. } | Self::NoTenants(_) => 2,
             Self::Introspect(_) | Self::Order(OrderError::Database(_)) => 3,
-            Self::NoTable(_) | Self::Order(_) | Self::Rls(_) => 1,
+            Self::Rows(RowsError::Connection(_)) => 3,
+            Self::NoTable(_) | Self::Order(_) | Self::Rls(_) | Self::Rows(_) | Self::NotAccepted { .. } => 1,
         }
     }
 }
@@ -57,6 +65,8 @@ pub struct Drafted {
     pub file: String,
     pub tables: usize,
     pub tenants: Option<TableName>,
+    /// Where no table of tenants was found: those that most tables point at.
+    pub likely: Vec<TableName>,
     /// Tables that a person must decide about.
     pub undecided: Vec<TableName>,
 }
@@ -84,6 +94,7 @@ pub async fn init(
         file: file.display().to_string(),
         tables: guess.scopes.len(),
         undecided: undecided.collect(),
+        likely: guess.likely,
         tenants: guess.tenants.map(|tenants| tenants.table),
     })
 }
@@ -99,19 +110,44 @@ pub(super) async fn read(pool: &PgPool, file: &Path) -> Result<(Catalogue, Schem
     Ok((if ours { load::merged(file)? } else { load::file(file)? }, schema))
 }
 
+/// The same for what acts on it: a table that the catalogue does not know would keep the tenant's rows.
+async fn accepted(pool: &PgPool, file: &Path) -> Result<(Catalogue, Schema), CatalogueError> {
+    let (catalogue, schema) = read(pool, file).await?;
+    let findings = check::check(&catalogue, &schema);
+    let mut errors = findings.iter().filter(|finding| finding.severity == Severity::Error);
+    match errors.next() {
+        None => Ok((catalogue, schema)),
+        Some(first) => Err(CatalogueError::NotAccepted { errors: errors.count() + 1, first: first.to_string() }),
+    }
+}
+
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub tables: usize,
     pub errors: usize,
     pub warnings: usize,
     pub findings: Vec<Finding>,
+    /// What the rows say, where they were asked; they are not while there are errors.
+    pub rows: Option<Vec<RowFinding>>,
 }
 
-pub async fn check(pool: &PgPool, file: &Path) -> Result<Report, CatalogueError> {
+impl Report {
+    pub fn passed(&self) -> bool {
+        self.errors == 0 && self.rows.as_ref().is_none_or(Vec::is_empty)
+    }
+}
+
+/// With a connection for it, the rows are asked too. Tables are counted without Reeve's own.
+pub async fn check(pool: &PgPool, file: &Path, rows: Option<&mut PgConnection>) -> Result<Report, CatalogueError> {
     let (catalogue, schema) = read(pool, file).await?;
     let findings = check::check(&catalogue, &schema);
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    Ok(Report { tables: catalogue.tables.len(), errors, warnings: findings.len() - errors, findings })
+    let rows = match rows {
+        Some(connection) if errors == 0 => Some(rows::count(connection, rows::questions(&catalogue, &schema)?).await?),
+        _ => None,
+    };
+    let tables = catalogue.tables.keys().filter(|name| name.schema != "reeve").count();
+    Ok(Report { tables, errors, warnings: findings.len() - errors, findings, rows })
 }
 
 /// What is said of a table, and what the database has.
@@ -145,14 +181,14 @@ pub async fn show(pool: &PgPool, file: &Path, table: &TableName) -> Result<Shown
 
 /// The plan, with the tenant's rows counted.
 pub async fn plan_delete(pool: &PgPool, file: &Path, tenant: &TenantId) -> Result<Plan, CatalogueError> {
-    let (catalogue, schema) = read(pool, file).await?;
+    let (catalogue, schema) = accepted(pool, file).await?;
     let mut plan = order::plan(&catalogue, &schema)?;
     order::count(pool, tenant, &mut plan).await?;
     Ok(plan)
 }
 
 pub async fn rls(pool: &PgPool, file: &Path) -> Result<String, CatalogueError> {
-    let (catalogue, schema) = read(pool, file).await?;
+    let (catalogue, schema) = accepted(pool, file).await?;
     Ok(rls::sql(&catalogue, &schema)?)
 }
 
@@ -196,11 +232,11 @@ mod tests {
     #[tokio::test]
     async fn the_sample_app_is_drafted_and_accepted_once_two_tables_are_decided() {
         let (db, _directory, file) = crm().await;
-        let said: Vec<_> = check(&db.admin, &file).await.expect("a report").findings;
+        let said: Vec<_> = check(&db.admin, &file, None).await.expect("a report").findings;
         let errors: Vec<_> = said.iter().filter(|f| f.severity == Severity::Error).map(ToString::to_string).collect();
         assert!(errors.len() == 2 && errors.iter().all(|error| error.contains("a person must")), "{errors:#?}");
         decide(&file);
-        let report = check(&db.admin, &file).await.expect("a report");
+        let report = check(&db.admin, &file, None).await.expect("a report");
         assert_eq!(report.errors, 0, "{:#?}", report.findings);
         let lines = show(&db.admin, &file, &"crm.invoice_lines".parse().expect("a name")).await.expect("a table");
         assert!(matches!(lines.entry.scope, Scope::Path(steps) if steps.len() == 1));

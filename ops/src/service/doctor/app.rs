@@ -13,7 +13,7 @@ const TOLD_MAX: usize = 10;
 /// Errors of `reeve catalogue check`, and tables of tenants' rows without the policies of `reeve catalogue rls`.
 pub async fn app(pool: &PgPool, file: &Path) -> Result<Check, CatalogueError> {
     const NAME: &str = "app tables";
-    let report = catalogue::check(pool, file).await?;
+    let report = catalogue::check(pool, file, None).await?;
     let (declared, schema) = catalogue::read(pool, file).await?;
     let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error);
     let mut wrong: Vec<_> = errors.map(ToString::to_string).collect();

@@ -79,7 +79,7 @@ const DRIFT: &[(&str, &str, &str)] = &[
     ),
     (
         "ALTER POLICY own_row ON reeve.tenants USING (true)",
-        "too much: CREATE POLICY own_row ON reeve.tenants AS PERMISSIVE FOR SELECT TO reeve_app, reeve_worker USING (true)",
+        "too much: CREATE POLICY own_row ON reeve.tenants AS PERMISSIVE FOR SELECT TO reeve_app USING (true)",
         "DROP POLICY own_row ON reeve.tenants; CREATE POLICY own_row",
     ),
     ("ALTER POLICY own_row ON reeve.tenants TO PUBLIC", "FOR SELECT TO PUBLIC", "DROP POLICY own_row"),
