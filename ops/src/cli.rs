@@ -8,6 +8,8 @@ use uuid::Uuid;
 
 pub use crate::tenants::Tenants;
 
+use crate::placement;
+
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -79,6 +81,16 @@ pub enum Noun {
     Flags {
         #[command(subcommand)]
         verb: Flags,
+    },
+    /// Where a tenant's rows are: look, prepare a database of its own, move
+    Placement {
+        #[command(subcommand)]
+        verb: placement::Verb,
+    },
+    /// Regions and buckets: look, declare
+    Regions {
+        #[command(subcommand)]
+        verb: placement::Regions,
     },
 }
 

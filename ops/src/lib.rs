@@ -12,6 +12,7 @@ mod breakglass;
 pub mod cli;
 pub mod config;
 pub mod output;
+pub mod placement;
 pub mod queues;
 pub mod run;
 pub mod service;

@@ -21,7 +21,7 @@ use crate::{
     audit, breakglass,
     cli::{self, Cli, Noun},
     config::Config,
-    output, queues,
+    output, placement, queues,
     service::{self, ServiceError, catalogue, catalogue::CatalogueError, doctor, flags, jobs, jobs::Tail},
     tenants,
 };
@@ -154,6 +154,14 @@ pub async fn run(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<Outcome, Fail
         Noun::Catalogue(arguments) => catalogue_of(cli, &config, arguments, terminal).await?,
         Noun::Flags { verb } => {
             flags(cli, &config, verb, terminal).await?;
+            Outcome::Done
+        }
+        Noun::Placement { verb } => {
+            placement::run(cli, &config, verb, terminal).await?;
+            Outcome::Done
+        }
+        Noun::Regions { verb } => {
+            placement::regions(cli, &config, verb, terminal).await?;
             Outcome::Done
         }
     };
@@ -351,7 +359,7 @@ async fn tail(cli: &Cli, pool: &PgPool, arguments: &cli::Tail, terminal: &mut Te
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
 /// One connection, told apart from a pool's because a pool answers "timed out" to everything that goes wrong.
-async fn connect(key: &'static str, url: &Redacted<String>) -> Result<PgConnection, Failure> {
+pub(crate) async fn connect(key: &'static str, url: &Redacted<String>) -> Result<PgConnection, Failure> {
     let options: PgConnectOptions = url.reveal().parse().map_err(|_| DbError::Url { key })?;
     match tokio::time::timeout(CONNECT_WITHIN, PgConnection::connect_with(&options.application_name("reeve"))).await {
         Ok(Ok(connection)) => Ok(connection),

@@ -132,6 +132,7 @@ async fn a_closing_tenant_gets_only_the_kinds_that_run_then() {
 #[tokio::test]
 async fn another_regions_jobs_are_never_claimed() {
     let (town, _) = with_tenants(1, 1).await;
+    change(&town, "SELECT reeve.declare_region('eu', true, 'test', 'now')").await;
     change(&town, "SELECT reeve.register_tenant('eu1', 'In Europe', 'eu')").await;
     fill(&town, &"eu1".parse().expect("an id"), 3).await;
     assert_eq!(claim(&town, 10, "").await.jobs.len(), 1);

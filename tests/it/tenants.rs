@@ -140,6 +140,7 @@ async fn each_change_is_audited_by_name_and_never_by_value() {
     tenants::pause(&ops, &town.a, true, WHO).await.expect("paused");
     tenants::pause(&ops, &town.a, false, WHO).await.expect("resumed");
     let new: TenantId = "c".parse().expect("an id");
+    sqlx::query("INSERT INTO reeve.regions VALUES ('eu', true)").execute(&town.db.admin).await.expect("declared");
     assert!(tenants::register(&ops, &new, "Third", Some("eu"), WHO.actor, Some(WHO.reason)).await.expect("registered"));
     assert!(!tenants::register(&ops, &new, "Other", None, WHO.actor, None).await.expect("answered"));
     let log: Vec<(String, String, String, String, String, String)> = sqlx::query_as(

@@ -1,7 +1,9 @@
 //! The worker's section of the configuration: `[worker]`.
 use std::{collections::BTreeMap, time::Duration};
 
-use reeve_jobs::{kinds::Kind, program::config::ConfigError, redact::Redacted, seal::RootKey};
+use reeve_jobs::{
+    kinds::Kind, program::config::ConfigError, redact::Redacted, seal::RootKey, tenant::databases::Limits,
+};
 use serde::Deserialize;
 
 use crate::{
@@ -37,6 +39,15 @@ pub struct Config {
     pub grace_secs: u64,
     #[serde(default = "default_connections")]
     pub connections_max: u32,
+    /// Open connections to all dedicated databases together, idle ones included.
+    #[serde(default = "default_dedicated_connections")]
+    pub dedicated_connections_max: u32,
+    /// Open connections to one dedicated database.
+    #[serde(default = "default_dedicated_per_database")]
+    pub dedicated_connections_per_database: u32,
+    /// A connection to a dedicated database that nobody used for so long is closed.
+    #[serde(default = "default_dedicated_idle_secs")]
+    pub dedicated_idle_secs: u64,
     #[serde(default)]
     pub webhooks: Webhooks,
 }
@@ -76,6 +87,15 @@ fn default_grace_secs() -> u64 {
 fn default_connections() -> u32 {
     16
 }
+fn default_dedicated_connections() -> u32 {
+    Limits::default().connections
+}
+fn default_dedicated_per_database() -> u32 {
+    Limits::default().per_database
+}
+fn default_dedicated_idle_secs() -> u64 {
+    Limits::default().idle.as_secs()
+}
 
 impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
@@ -99,6 +119,13 @@ impl Config {
         if self.connections_max < 4 {
             return wrong("connections_max: at least 4, for claiming, renewing, settling and listening".to_owned());
         }
+        let (all, each) = (self.dedicated_connections_max, self.dedicated_connections_per_database);
+        if each == 0 || all < each {
+            return wrong(format!("dedicated_connections_max: {all} is less than one database's {each}, or that is 0"));
+        }
+        if !(1..=3_600).contains(&self.dedicated_idle_secs) {
+            return wrong(format!("dedicated_idle_secs: {} is not between 1 and 3600", self.dedicated_idle_secs));
+        }
         Ok(())
     }
 
@@ -115,6 +142,15 @@ impl Config {
             lease: Duration::from_secs(self.lease_secs),
             poll: Duration::from_millis(self.poll_ms),
             grace: Duration::from_secs(self.grace_secs),
+        }
+    }
+
+    pub fn dedicated_limits(&self) -> Limits {
+        Limits {
+            connections: self.dedicated_connections_max,
+            per_database: self.dedicated_connections_per_database,
+            idle: Duration::from_secs(self.dedicated_idle_secs),
+            ..Limits::default()
         }
     }
 

@@ -6,4 +6,5 @@ pub mod clients;
 pub mod config;
 pub mod duties;
 pub mod environment;
+pub mod placement;
 pub mod runtime;

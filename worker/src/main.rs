@@ -9,8 +9,9 @@ use reeve_jobs::{
     clock::SystemClock,
     program::{config, db, install_tls_provider, migrate, shutdown, soundness, telemetry},
     queue::{PostgresQueue, operate::Act},
+    redact::Redacted,
     seal::RootKey,
-    tenant::{Directory, Scope, session},
+    tenant::{Directory, Scope, databases::Databases, region, session},
 };
 use reeve_worker::{
     clients::http::WebhookClient,
@@ -23,6 +24,7 @@ use reeve_worker::{
         },
     },
     environment::Environment,
+    placement::{self, NewPlacement},
     runtime::Fleet,
 };
 use sqlx::PgPool;
@@ -44,6 +46,29 @@ enum Command {
     /// A tenant's webhook endpoints.
     #[command(subcommand)]
     Endpoint(EndpointCommand),
+    /// A tenant's dedicated database.
+    #[command(subcommand)]
+    Placement(PlacementCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum PlacementCommand {
+    /// Place a moving tenant in the database of REEVE_PLACEMENT_URL (never an argument: it holds a password), which was
+    /// prepared for it. Asks that database who it is, seals the URL and stores it.
+    Set {
+        #[arg(long)]
+        tenant: TenantId,
+        #[arg(long)]
+        region: String,
+        /// Why; kept in the audit log.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Ask the database that a tenant is placed in who it is, as a job would.
+    Check {
+        #[arg(long)]
+        tenant: TenantId,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -103,6 +128,7 @@ async fn run(cli: Cli) -> Result<()> {
     let environment = environment(&config, &pool)?;
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => {
+            region::prove(&pool, &config.region).await?;
             let fleet = config.fleet();
             tracing::info!(worker = fleet.name, region = &*fleet.region, queues = fleet.queues.len(), "worker started");
             let queue = PostgresQueue::new(pool.clone());
@@ -113,13 +139,16 @@ async fn run(cli: Cli) -> Result<()> {
             Ok(())
         }
         Command::Endpoint(command) => endpoint(&config, &environment, command).await,
+        Command::Placement(command) => place(&config, &environment, command).await,
     }
 }
 
 fn environment(config: &Config, pool: &PgPool) -> Result<Environment> {
+    let root_key = RootKey::from_base64(config.root_key.reveal())?;
+    let dedicated = Databases::new(config.dedicated_limits(), Arc::new(root_key.clone()));
     Ok(Environment {
-        directory: Directory::new(pool.clone()),
-        root_key: RootKey::from_base64(config.root_key.reveal())?,
+        directory: Directory::new(pool.clone()).with_dedicated(dedicated),
+        root_key,
         webhooks: WebhookClient::new(config.http_policy())?,
         url_policy: Arc::new(config.url_policy()),
         webhook_keep_days: config.webhooks.keep_days,
@@ -127,8 +156,39 @@ fn environment(config: &Config, pool: &PgPool) -> Result<Environment> {
     })
 }
 
+async fn place(config: &Config, env: &Environment, command: PlacementCommand) -> Result<()> {
+    let actor = actor();
+    let ops = ops(config).await?;
+    let answer = match command {
+        PlacementCommand::Set { tenant, region, reason } => {
+            let Ok(url) = std::env::var("REEVE_PLACEMENT_URL") else { bail!("REEVE_PLACEMENT_URL is not set") };
+            let new = NewPlacement { tenant: &tenant, region: &region, url: &Redacted::new(url) };
+            let epoch = placement::set(&ops, &env.root_key, &new, Act { actor: &actor, reason: &reason }).await?;
+            serde_json::json!({"tenant": tenant, "region": region, "epoch": epoch})
+        }
+        PlacementCommand::Check { tenant } => {
+            let epoch = placement::check(&env.directory, &ops, &env.root_key, &tenant, &actor).await?;
+            serde_json::json!({"tenant": tenant, "epoch": epoch, "ok": true})
+        }
+    };
+    Ok(writeln!(std::io::stdout().lock(), "{answer}")?)
+}
+
+fn actor() -> String {
+    format!("cli:{}", std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned()))
+}
+
+/// The operators' login: what is done by hand is recorded there.
+async fn ops(config: &Config) -> Result<PgPool> {
+    const KEY: &str = "worker.ops_database_url";
+    let Some(url) = &config.ops_database_url else {
+        bail!("{KEY} is missing: let it log in as reeve_ops, which records what is done to a tenant by hand");
+    };
+    Ok(db::connect(KEY, url, "reeve-worker", 1).await?)
+}
+
 async fn endpoint(config: &Config, env: &Environment, command: EndpointCommand) -> Result<()> {
-    let actor = format!("cli:{}", std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned()));
+    let actor = actor();
     let made = SigningSecret::generate(&mut rand::rng());
     let answer = match command {
         EndpointCommand::Add { tenant, url, event_types, secret_from_env } => {
@@ -157,12 +217,8 @@ fn given_secret() -> Result<SigningSecret> {
 /// A tenant's scope without a job. It takes two logins: the operators', which says who wants in and why and is given the
 /// proof, and the worker's, which may use it.
 async fn open(config: &Config, env: &Environment, tenant: TenantId, actor: &str, reason: &str) -> Result<Scope> {
-    const KEY: &str = "worker.ops_database_url";
-    let Some(url) = &config.ops_database_url else {
-        bail!("{KEY} is missing: let it log in as reeve_ops, which records who opens a tenant's scope by hand");
-    };
-    let ops = db::connect(KEY, url, "reeve-worker", 1).await?;
+    let ops = ops(config).await?;
     let proof = session::open(&ops, &tenant, Act { actor, reason }).await.context("no way into the tenant's scope")?;
     ops.close().await;
-    Ok(Scope::open(&env.directory, &TenantContext::new(tenant, config.region.as_str(), proof)).await?)
+    Ok(Scope::open_control(&env.directory, &TenantContext::new(tenant, config.region.as_str(), proof)).await?)
 }

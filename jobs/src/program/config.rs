@@ -53,7 +53,14 @@ pub fn load<T: DeserializeOwned>(section: &'static str, file: Option<&Path>) -> 
 }
 
 /// Names of Reeve's that are no values of a section: what is read apart, and what development and tests use.
-const OTHER_NAMES: [&str; 4] = ["REEVE_CONFIG", "REEVE_LOG", "REEVE_ACTOR", "REEVE_ENDPOINT_SECRET"];
+const OTHER_NAMES: [&str; 6] = [
+    "REEVE_CONFIG",
+    "REEVE_LOG",
+    "REEVE_ACTOR",
+    "REEVE_ENDPOINT_SECRET",
+    "REEVE_PLACEMENT_URL",
+    "REEVE_PLACEMENT_ADMIN_URL",
+];
 const OTHER_PREFIXES: [&str; 5] = ["REEVE_DEV_", "REEVE_TEST_", "REEVE_BENCH_", "REEVE_PEER_", "REEVE_PG_"];
 
 /// A misspelt variable would else be a value that nobody reads.

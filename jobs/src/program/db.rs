@@ -14,7 +14,7 @@ use sqlx::{
 use crate::redact::Redacted;
 
 /// `ROLLBACK` inside `DO` is allowed outside a transaction block only. No bound parameter, so a simple query.
-const PROVE_IDLE: &str = "-- db.prove_idle
+pub(crate) const PROVE_IDLE: &str = "-- db.prove_idle
 DO $$ BEGIN
   ROLLBACK;
   IF nullif(current_setting('reeve.tenant_id', true), '') IS NOT NULL
@@ -31,6 +31,13 @@ pub enum DbError {
     Connect { key: &'static str, source: sqlx::Error },
 }
 
+/// What a URL says; `None` when it is not one of PostgreSQL's.
+pub fn options(url: &Redacted<String>) -> Option<PgConnectOptions> {
+    let text = url.reveal();
+    let is_ours = text.starts_with("postgres://") || text.starts_with("postgresql://");
+    if is_ours { PgConnectOptions::from_str(text).ok() } else { None }
+}
+
 /// Connects to `url`, the value of configuration key `key`, with at most `connections_max` connections.
 pub async fn connect(
     key: &'static str,
@@ -38,11 +45,7 @@ pub async fn connect(
     name: &str,
     connections_max: u32,
 ) -> Result<PgPool, DbError> {
-    let text = url.reveal();
-    if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
-        return Err(DbError::Url { key });
-    }
-    let options = PgConnectOptions::from_str(text).map_err(|_| DbError::Url { key })?.application_name(name);
+    let options = options(url).ok_or(DbError::Url { key })?.application_name(name);
     // A pool would try for its whole time-out and then report that; one connection says at once what is wrong.
     let first = PgConnection::connect_with(&options).await.map_err(|source| DbError::Connect { key, source })?;
     drop(first);

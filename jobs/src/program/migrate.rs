@@ -10,7 +10,7 @@ use sqlx::{
 
 use crate::kinds::Kind;
 
-const FILES: [(i64, &str, &str); 18] = [
+const FILES: &[(i64, &str, &str)] = &[
     (1, "roles", include_str!("../../../migrations/0001_roles.sql")),
     (2, "tenants", include_str!("../../../migrations/0002_tenants.sql")),
     (3, "kinds", include_str!("../../../migrations/0003_kinds.sql")),
@@ -24,6 +24,7 @@ const FILES: [(i64, &str, &str); 18] = [
     (11, "audit_chain", include_str!("../../../migrations/0011_audit_chain.sql")),
     (12, "flags", include_str!("../../../migrations/0012_flags.sql")),
     (13, "context", include_str!("../../../migrations/0013_context.sql")),
+    (14, "placements", include_str!("../../../migrations/0014_placements.sql")),
     (15, "breakglass", include_str!("../../../migrations/0015_breakglass.sql")),
     (16, "tenant_commands", include_str!("../../../migrations/0016_tenant_commands.sql")),
     (17, "limits", include_str!("../../../migrations/0017_limits.sql")),
@@ -151,14 +152,21 @@ async fn found(connection: &mut PgConnection) -> sqlx::Result<Option<i64>> {
 
 /// Refuses a database that is not at this build's version. Any of the program roles may ask.
 pub async fn check(pool: &PgPool) -> Result<(), MigrateError> {
+    #[allow(clippy::disallowed_methods, reason = "the schema's version is of no tenant")]
+    let mut connection = pool.acquire().await?;
+    check_on(&mut connection).await
+}
+
+/// [`check`] on a connection: of a database that is to become a tenant's.
+pub async fn check_on(connection: &mut PgConnection) -> Result<(), MigrateError> {
     let made: bool = sqlx::query_scalar("-- migrate.made\nSELECT to_regproc('reeve.schema_version') IS NOT NULL")
-        .fetch_one(pool)
+        .fetch_one(&mut *connection)
         .await?;
     if !made {
         return Err(MigrateError::Absent);
     }
     let found: i64 =
-        sqlx::query_scalar("-- migrate.schema_version\nSELECT reeve.schema_version()").fetch_one(pool).await?;
+        sqlx::query_scalar("-- migrate.schema_version\nSELECT reeve.schema_version()").fetch_one(connection).await?;
     match found {
         VERSION => Ok(()),
         _ if found < VERSION => Err(MigrateError::Behind { found, needed: VERSION }),

@@ -7,6 +7,8 @@
 //! Bound: random 96-bit nonces are safe for 2^32 values under one key (NIST SP 800-38D, 8.3); webhook secrets are far
 //! fewer.
 pub mod aad;
+#[cfg(feature = "program")]
+pub mod placement;
 
 pub use aad::Place;
 use aes_gcm::{

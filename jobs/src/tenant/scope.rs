@@ -1,7 +1,7 @@
 //! A transaction that is one tenant's, and proves it: the only way to a tenant's rows.
 //!
 //! Opening: look the tenant up, check region and state, and in one trip begin on its database, set tenant and proof for this
-//! transaction, let the database verify the proof, and read back whom it holds us for. Then every row that comes out must
+//! transaction, let the database verify the proof, and read back whom it holds us for and whose database it is. Then every row that comes out must
 //! carry the tenant's id ([`TenantRow`]), and every write must return the tenant of each row it changed and say how many it
 //! means to change ([`Rows`]), because under row-level security a write to another tenant's row is a silent zero.
 //!
@@ -11,13 +11,15 @@
 use std::time::Duration;
 
 use sqlx::{
-    AssertSqlSafe, Executor, FromRow, PgConnection, Postgres, Row,
+    AssertSqlSafe, Executor, FromRow, PgConnection, PgPool, Postgres, Row,
     pool::PoolConnection,
     postgres::{PgArguments, PgRow},
     query::{QueryAs, QueryScalar},
 };
 
-use super::{Directory, DirectoryError, TenantContext, TenantId, TenantState};
+#[cfg(feature = "program")]
+use super::databases::{Checkout, CheckoutError, DatabasesError, Dedicated};
+use super::{Directory, DirectoryError, Placement, TenantContext, TenantEntry, TenantId, TenantState, identity::Facts};
 use crate::{audit, job::Outcome};
 
 /// A row that knows whose it is. Every statement for it must select the tenant column.
@@ -39,6 +41,9 @@ pub enum ScopeError {
     Mismatch(String),
     #[error("tenant \"{0}\" is closed")]
     Closed(TenantId),
+    /// Its rows are on their way, or what the directory knew was from before; it asks anew.
+    #[error("tenant \"{0}\" is moving or has just moved; try again in a moment")]
+    Moving(TenantId),
     #[error("a write of {expected:?} rows changed {changed}")]
     RowCount { expected: Rows, changed: u64 },
     #[error(transparent)]
@@ -55,27 +60,89 @@ pub struct Scope {
 }
 
 impl Scope {
+    /// The tenant's own rows, as the app has them: in the shared database, or in the tenant's own.
     pub async fn open(directory: &Directory, context: &TenantContext) -> Result<Self, ScopeError> {
-        let tenant = &context.tenant;
-        let entry = directory.entry(tenant).await?;
-        if entry.region != context.region {
-            return Err(ScopeError::Mismatch(format!(
-                "tenant \"{tenant}\" is pinned to region {}, this worker is in {}",
-                entry.region, context.region
-            )));
+        let entry = admit(directory, context).await?;
+        // A job that ran before the move may end, and the move waits for it; an operator's session it does not see.
+        if entry.moving && context.job.is_none() {
+            return Err(ScopeError::Moving(context.tenant.clone()));
         }
-        if entry.state == TenantState::Closed {
-            return Err(ScopeError::Closed(tenant.clone()));
+        match &entry.placement {
+            Placement::Shared => {
+                let (scope, facts) = Self::open_pooled(directory.control(), context).await?;
+                facts.must_be_shared(&context.region).map_err(ScopeError::Mismatch)?;
+                if facts.placement.as_deref() != Some("shared") {
+                    directory.forget(&context.tenant);
+                    return Err(ScopeError::Moving(context.tenant.clone()));
+                }
+                Ok(scope)
+            }
+            #[cfg(feature = "program")]
+            Placement::Dedicated { epoch, url_sealed } => {
+                let tenant = context.tenant.clone();
+                let placement = Dedicated { tenant, epoch: *epoch, url_sealed: url_sealed.clone() };
+                Self::open_dedicated(directory, context, &placement).await
+            }
+            #[cfg(not(feature = "program"))]
+            Placement::Dedicated { .. } => Err(DirectoryError::NoWay(context.tenant.clone()).into()),
         }
-        let pool = directory.database(tenant, &entry)?;
+    }
+
+    /// Reeve's own rows about the tenant (its jobs, webhooks, audit log): in the control database, wherever its own are.
+    pub async fn open_control(directory: &Directory, context: &TenantContext) -> Result<Self, ScopeError> {
+        admit(directory, context).await?;
+        let (scope, facts) = Self::open_pooled(directory.control(), context).await?;
+        facts.must_be_control().map_err(ScopeError::Mismatch)?;
+        Ok(scope)
+    }
+
+    async fn open_pooled(pool: &PgPool, context: &TenantContext) -> Result<(Self, Facts), ScopeError> {
         #[allow(
             clippy::disallowed_methods,
             reason = "the scope is the one place that may begin a tenant's transaction"
         )]
         let connection = pool.acquire().await?;
         // A scope from here on, so that whatever fails below is rolled back.
-        let mut scope = Self { line: Line(Some(connection)), tenant: tenant.clone() };
+        let mut scope = Self { line: Line(Some(Connected::Pooled(connection))), tenant: context.tenant.clone() };
         let row = sqlx::raw_sql(AssertSqlSafe(opening(context))).fetch_one(scope.line.connection()).await?;
+        let facts = scope.judge(&row)?;
+        Ok((scope, facts))
+    }
+
+    #[cfg(feature = "program")]
+    async fn open_dedicated(
+        directory: &Directory,
+        context: &TenantContext,
+        placement: &Dedicated,
+    ) -> Result<Self, ScopeError> {
+        let tenant = &context.tenant;
+        let databases = directory.dedicated().ok_or_else(|| DirectoryError::NoWay(tenant.clone()))?;
+        let judge = |facts: Facts| facts.must_be_dedicated(tenant, &context.region, placement.epoch);
+        let (checkout, row) = match databases.checkout(placement, &opening(context)).await {
+            Ok(answered) => answered,
+            Err(CheckoutError::Databases(error)) => return Err(DirectoryError::from(error).into()),
+            // Refused for another reason than ours, perhaps: another tenant's database knows our proof as little as a forged
+            // one. So ask it who it is, for a text that helps.
+            Err(CheckoutError::Refused(error)) => {
+                let asked = match databases.checkout(placement, &question(context)).await {
+                    Ok((_checkout, row)) => judge(Facts::of(&row)?),
+                    Err(CheckoutError::Refused(error)) if is_code(&error, FOREIGN_SCHEMA) => {
+                        Err(format!("the database was not prepared for tenant \"{tenant}\": it has no Reeve schema"))
+                    }
+                    Err(_) => Ok(()),
+                };
+                return Err(asked.map_or_else(ScopeError::Mismatch, |()| ScopeError::Database(error)));
+            }
+        };
+        let mut scope = Self { line: Line(Some(Connected::Dedicated(checkout))), tenant: tenant.clone() };
+        let facts = scope.judge(&row)?;
+        judge(facts).map_err(ScopeError::Mismatch)?;
+        Ok(scope)
+    }
+
+    /// Whom the database holds us for, and what it says of itself.
+    fn judge(&mut self, row: &PgRow) -> Result<Facts, ScopeError> {
+        let tenant = &self.tenant;
         let (set, held): (&str, Option<&str>) = (row.try_get(2)?, row.try_get(3)?);
         if set != tenant.as_str() || held != Some(tenant.as_str()) {
             return Err(ScopeError::Mismatch(format!(
@@ -83,7 +150,7 @@ impl Scope {
                 held.unwrap_or_default()
             )));
         }
-        Ok(scope)
+        Ok(Facts::of(row)?)
     }
 
     pub fn tenant(&self) -> &TenantId {
@@ -166,7 +233,11 @@ impl Scope {
         // COMMIT alone answers a transaction in which a statement failed with a silent rollback; any statement before it,
         // with an error.
         self.line.connection().execute("-- scope.commit\nSELECT; COMMIT").await?;
-        self.line.0 = None;
+        match self.line.0.take() {
+            #[cfg(feature = "program")]
+            Some(Connected::Dedicated(checkout)) => checkout.committed(),
+            pooled => drop(pooled),
+        }
         Ok(())
     }
 
@@ -182,19 +253,34 @@ impl Scope {
 
 /// The connection that a scope's transaction is open on; `None` once it is committed.
 #[derive(Debug)]
-struct Line(Option<PoolConnection<Postgres>>);
+struct Line(Option<Connected>);
+
+#[derive(Debug)]
+enum Connected {
+    /// To the control database.
+    Pooled(PoolConnection<Postgres>),
+    /// To the tenant's own, which rolls back by itself when it is dropped.
+    #[cfg(feature = "program")]
+    Dedicated(Checkout),
+}
 
 impl Line {
     fn connection(&mut self) -> &mut PgConnection {
         // Taken by `commit` and by the drop, after which nobody has the scope.
-        self.0.as_mut().expect("a scope that is open has its connection")
+        match self.0.as_mut().expect("a scope that is open has its connection") {
+            Connected::Pooled(connection) => connection,
+            #[cfg(feature = "program")]
+            Connected::Dedicated(checkout) => checkout.connection(),
+        }
     }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
         // Without a runtime the connection goes back as it is, and its pool closes it.
-        if let (Some(mut connection), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+        if let (Some(Connected::Pooled(mut connection)), Ok(runtime)) =
+            (self.0.take(), tokio::runtime::Handle::try_current())
+        {
             runtime.spawn(async move {
                 // Should this fail, the pool finds the connection busy and closes it.
                 let _ = connection.execute("-- scope.roll_back\nROLLBACK").await;
@@ -203,16 +289,46 @@ impl Drop for Line {
     }
 }
 
-/// Everything that opening takes, in one message. The simple protocol has no parameters, so the tenant's id, which is an
-/// app's own text, is written as a literal; the proof has no character that could end one (see [`super::Proof::new`]).
+/// Whether this job may come near the tenant at all: it is of the worker's region, and not closed.
+async fn admit(directory: &Directory, context: &TenantContext) -> Result<TenantEntry, ScopeError> {
+    let tenant = &context.tenant;
+    let entry = directory.entry(tenant).await?;
+    if entry.region != context.region {
+        return Err(ScopeError::Mismatch(format!(
+            "tenant \"{tenant}\" is pinned to region {}, this worker is in {}",
+            entry.region, context.region
+        )));
+    }
+    if entry.state == TenantState::Closed {
+        return Err(ScopeError::Closed(tenant.clone()));
+    }
+    Ok(entry)
+}
+
+/// Everything that opening takes, in one message: begin, set the context, read back whom it is held for, and ask the database
+/// whose it is. The simple protocol has no parameters, so the tenant's id, which is an app's own text, is written as a
+/// literal; the proof has no character that could end one (see [`super::Proof::new`]).
 fn opening(context: &TenantContext) -> String {
     format!(
-        "-- scope.open\nBEGIN; SELECT set_config('reeve.tenant_id', {}, true), set_config('reeve.context', '{}', true),
-         current_setting('reeve.tenant_id'), reeve.held_tenant()",
-        literal(context.tenant.as_str()),
-        context.proof.reveal()
+        "-- scope.open\nBEGIN; SELECT set_config('reeve.tenant_id', {tenant}, true), set_config('reeve.context', '{}', true),
+         current_setting('reeve.tenant_id'), reeve.held_tenant(), f.*
+         FROM reeve.database_facts({tenant}, {}) f",
+        context.proof.reveal(),
+        literal(&context.region),
+        tenant = literal(context.tenant.as_str()),
     )
 }
+
+/// What a database that refused is asked: only whose it is.
+#[cfg(feature = "program")]
+fn question(context: &TenantContext) -> String {
+    let (tenant, region) = (literal(context.tenant.as_str()), literal(&context.region));
+    format!("-- scope.who_are_you\nBEGIN; SELECT f.* FROM reeve.database_facts({tenant}, {region}) f")
+}
+
+/// What a database without our schema, or with an older one, answers: no such schema, function or relation, no right to it.
+#[cfg(feature = "program")]
+const FOREIGN_SCHEMA: &[&str] = &["3F000", "42883", "42P01", "42501"];
 
 /// Of the form E'…', which reads alike whatever `standard_conforming_strings` is.
 fn literal(text: &str) -> String {
@@ -228,11 +344,27 @@ impl ScopeError {
             // Another holds the job, or it waited too long for its turn: the fence, or a new claim, decides.
             Self::Database(error) if is_code(&error, &["RV012", "RV013"]) => Outcome::Release,
             closed @ Self::Closed(_) => Outcome::cancel(closed.to_string()),
+            moving @ Self::Moving(_) => Outcome::Snooze { why: moving.to_string(), after: FAULT_PAUSE },
+            #[cfg(feature = "program")]
+            Self::Directory(DirectoryError::Dedicated(error)) => dedicated_outcome(error),
             Self::Database(error) | Self::Directory(DirectoryError::Database(error)) if is_passing_fault(&error) => {
                 Outcome::Snooze { why: format!("database: {error}"), after: FAULT_PAUSE }
             }
             other => Outcome::retry(other.to_string()),
         }
+    }
+}
+
+/// A database that is down, or has no connection left, is no fault of the job's.
+#[cfg(feature = "program")]
+fn dedicated_outcome(error: DatabasesError) -> Outcome {
+    let why = error.to_string();
+    match error {
+        DatabasesError::Down { after, .. } | DatabasesError::Unreachable { after, .. } => {
+            Outcome::Snooze { why, after }
+        }
+        DatabasesError::Busy { .. } => Outcome::Snooze { why, after: FAULT_PAUSE },
+        DatabasesError::Sealed(_) | DatabasesError::Url(_) => Outcome::Quarantine { why },
     }
 }
 

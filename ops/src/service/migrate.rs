@@ -18,15 +18,7 @@ pub struct Migrated {
 pub async fn run(admin: &mut PgConnection, app_context_setting: Option<&str>) -> Result<Migrated, ServiceError> {
     let migrated = match schema::run(admin).await {
         Ok(migrated) => migrated,
-        Err(error) if lacks_rights(&error) => {
-            let role = sqlx::query_scalar("-- migrate.role\nSELECT current_user::text").fetch_one(admin).await?;
-            let lacks = "which may not create roles and schemas here; log in as the database's administrator";
-            return Err(ServiceError::Role { key: "admin_database_url", role, lacks });
-        }
-        Err(MigrateError::Failed(SqlxMigrateError::VersionMissing(found))) => {
-            return Err(ServiceError::Schema(MigrateError::Ahead { found, known: VERSION }));
-        }
-        Err(error) => return Err(ServiceError::Schema(error)),
+        Err(error) => return Err(explain(admin, "[ops] admin_database_url", error).await),
     };
     if let Some(setting) = app_context_setting {
         sqlx::query("-- migrate.app_context_setting\nUPDATE reeve.settings SET app_context_setting = $1")
@@ -36,6 +28,22 @@ pub async fn run(admin: &mut PgConnection, app_context_setting: Option<&str>) ->
     }
     let app_context_setting = app_context_setting.map(str::to_owned);
     Ok(Migrated { from: migrated.from, to: migrated.to, app_context_setting })
+}
+
+/// Why a migration failed, in an operator's words; `key` is where the administrator's address came from.
+pub(super) async fn explain(admin: &mut PgConnection, key: &'static str, error: MigrateError) -> ServiceError {
+    match error {
+        error if lacks_rights(&error) => {
+            let role = sqlx::query_scalar("-- migrate.role\nSELECT current_user::text").fetch_one(admin).await;
+            let lacks = "which may not create roles and schemas here; log in as the database's administrator";
+            role.map_or_else(ServiceError::from, |role| ServiceError::Role { key, role, lacks })
+        }
+        MigrateError::Failed(SqlxMigrateError::VersionMissing(found)) => {
+            ServiceError::Schema(MigrateError::Ahead { found, known: VERSION })
+        }
+        MigrateError::Database(error) => error.into(),
+        error => ServiceError::Schema(error),
+    }
 }
 
 fn lacks_rights(error: &MigrateError) -> bool {

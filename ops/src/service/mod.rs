@@ -19,6 +19,7 @@ pub mod doctor;
 pub mod flags;
 pub mod jobs;
 pub mod migrate;
+pub mod placements;
 pub mod tenants;
 
 /// Why nothing was done.
@@ -49,7 +50,7 @@ pub enum ServiceError {
     PayloadShape(&'static str),
     #[error("this is no payload of {kind}: {source}")]
     Payload { kind: &'static str, source: serde_json::Error },
-    #[error("[ops] {key} logs in as \"{role}\", {lacks}")]
+    #[error("{key} logs in as \"{role}\", {lacks}")]
     Role { key: &'static str, role: String, lacks: &'static str },
     #[error(transparent)]
     Unsound(SoundnessError),
@@ -91,7 +92,7 @@ pub async fn ready(pool: &PgPool) -> Result<(), ServiceError> {
         return Ok(());
     }
     let lacks = "which cannot see the queue; log in as reeve_ops or a member of it";
-    Err(ServiceError::Role { key: "database_url", role, lacks })
+    Err(ServiceError::Role { key: "[ops] database_url", role, lacks })
 }
 
 /// Asked before an act, after [`ready`]: does the database still keep tenants apart? Looking is allowed all the same, since

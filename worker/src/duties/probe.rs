@@ -1,11 +1,12 @@
-//! `fleet.probe`: opens the tenant's scope and reads that it sees this tenant and no other. Changes nothing.
+//! `fleet.probe`: opens the tenant's scope, in its own database and in the control database where that is another, and reads
+//! that each shows this tenant and no other. Changes nothing.
 use std::time::Duration;
 
 use reeve_jobs::{
     TenantContext,
     job::Outcome,
     kinds::ProbeFleet,
-    tenant::{Scope, ScopeError, TenantRow},
+    tenant::{Placement, Scope, ScopeError, TenantRow},
 };
 
 use crate::environment::Environment;
@@ -22,13 +23,20 @@ impl TenantRow for Tenant {
 }
 
 pub async fn run(env: &Environment, context: &TenantContext, probe: &ProbeFleet) -> Result<Outcome, ScopeError> {
-    let mut scope = Scope::open(&env.directory, context).await?;
-    // No WHERE: row-level security must leave this one row, and the scope refuses any other.
-    let seen: Vec<Tenant> = scope.fetch_all(sqlx::query_as("-- probe.tenants\nSELECT id FROM reeve.tenants")).await?;
-    if seen.len() != 1 {
-        return Ok(Outcome::dead(format!("the tenant's own row was read {} times", seen.len())));
+    // One after the other: a job that holds one connection while it waits for a second starves its peers.
+    let mut seen = vec![own_rows(Scope::open(&env.directory, context).await?).await?];
+    if env.directory.entry(&context.tenant).await?.placement != Placement::Shared {
+        seen.push(own_rows(Scope::open_control(&env.directory, context).await?).await?);
     }
-    drop(scope);
+    if let Some(wrong) = seen.into_iter().find(|rows| *rows != 1) {
+        return Ok(Outcome::dead(format!("the tenant's own row was read {wrong} times")));
+    }
     tokio::time::sleep(Duration::from_millis(probe.sleep_ms)).await;
     Ok(Outcome::Done)
+}
+
+/// No WHERE: row-level security must leave the tenant's one row, and the scope refuses any other.
+async fn own_rows(mut scope: Scope) -> Result<usize, ScopeError> {
+    let seen: Vec<Tenant> = scope.fetch_all(sqlx::query_as("-- probe.tenants\nSELECT id FROM reeve.tenants")).await?;
+    Ok(seen.len())
 }

@@ -20,7 +20,7 @@ use reeve_jobs::{
     job::{ClaimedJob, Outcome},
     kinds::{Kind, Work},
     queue::Queue,
-    tenant::{Directory, DirectoryError, FAULT_PAUSE, TenantContext, TenantState},
+    tenant::{Directory, DirectoryError, FAULT_PAUSE, ScopeError, TenantContext, TenantState},
 };
 use tracing::Instrument;
 
@@ -126,6 +126,8 @@ pub async fn tenant_asserted(
         Err(error @ (DirectoryError::Unknown(_) | DirectoryError::Unreadable { .. } | DirectoryError::NoWay(_))) => {
             Outcome::quarantine(error.to_string())
         }
+        // It opens no database.
+        Err(error @ DirectoryError::Dedicated(_)) => ScopeError::from(error).into_outcome(),
         // The directory could not be read: no fault of the job's, so it costs no attempt.
         Err(DirectoryError::Database(error)) => {
             Outcome::Snooze { why: format!("tenant directory: {error}"), after: FAULT_PAUSE }

@@ -72,7 +72,7 @@ async fn prepare(
     context: &TenantContext,
     id: Uuid,
 ) -> Result<Result<Prepared, Outcome>, ScopeError> {
-    let mut scope = Scope::open(&env.directory, context).await?;
+    let mut scope = Scope::open_control(&env.directory, context).await?;
     let find = sqlx::query_as(
         "-- webhook_deliveries.find
         SELECT d.tenant_id, d.state, d.event_id, v.body, d.endpoint_id, e.url, e.state AS endpoint_state
@@ -158,7 +158,7 @@ async fn record(
     at: chrono::DateTime<chrono::Utc>,
 ) -> Result<(), ScopeError> {
     let Prepared { id, delivery, secrets, .. } = prepared;
-    let mut scope = Scope::open(&env.directory, context).await?;
+    let mut scope = Scope::open_control(&env.directory, context).await?;
     // A lost answer of the database makes this attempt run again, under the same number: one row is enough.
     let tenant = context.tenant.as_str().to_owned();
     let insert = sqlx::query_scalar(

@@ -38,7 +38,7 @@ const STATEMENTS: [&str; 3] = [
 pub async fn run(env: &Environment, context: &TenantContext) -> Result<Outcome, ScopeError> {
     for statement in STATEMENTS {
         loop {
-            let mut scope = Scope::open(&env.directory, context).await?;
+            let mut scope = Scope::open_control(&env.directory, context).await?;
             let step = sqlx::query_scalar(statement)
                 .bind(context.tenant.as_str().to_owned())
                 .bind(i32::from(env.webhook_keep_days))
