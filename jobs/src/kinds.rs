@@ -200,6 +200,14 @@ mod tests {
     }
 
     #[test]
+    fn no_kind_allows_more_than_a_queue_carries() {
+        for kind in Kind::ALL {
+            let allowed = usize::try_from(kind.spec().payload_bytes_max).expect("a size");
+            assert!(allowed <= crate::queue::PAYLOAD_BYTES_MAX, "{kind}: {allowed}");
+        }
+    }
+
+    #[test]
     fn a_payload_with_an_unknown_field_does_not_decode() {
         let bad = serde_json::json!({"delivery_id": Uuid::nil(), "tenant": "other"});
         let said = Kind::WebhookDeliver.decode(bad).unwrap_err().to_string();

@@ -14,6 +14,7 @@ mod breakglass;
 mod capability;
 mod chaos;
 mod claim;
+mod conformance;
 mod doctor;
 mod end_to_end;
 mod enqueue;

@@ -57,6 +57,9 @@ pub struct Settlement {
 /// Error texts are cut to this many characters before they are stored.
 pub const ERROR_CHARS_MAX: usize = 2_000;
 
+/// No payload is larger, whatever its kind allows: payloads hold ids.
+pub const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
+
 /// What renewing told about one held job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Renewed {
