@@ -1,12 +1,16 @@
 //! The claims of `jobs::testing::queue_suite`, over each store of jobs.
+use ::redis::aio::ConnectionManager;
 use reeve_jobs::{
-    JobId, State, TenantId,
-    queue::{Lane, PostgresQueue},
+    JobId, Kind, State, TenantId,
+    queue::{
+        Lane, PostgresQueue,
+        redis::{self as redis_queue, QueueKey, RedisQueue},
+    },
     testing::queue_suite::{self, Driver, NewJob, Rules},
 };
 use sqlx::PgPool;
 
-use crate::support::Town;
+use crate::support::{ROOT_KEY, Town};
 
 macro_rules! over_postgres {
     ($($claim:ident),+ $(,)?) => { mod postgres { $(
@@ -17,6 +21,16 @@ macro_rules! over_postgres {
     )+ } };
 }
 reeve_jobs::each_queue_claim!(over_postgres);
+
+macro_rules! over_redis {
+    ($($claim:ident),+ $(,)?) => { mod redis { $(
+        #[tokio::test]
+        async fn $claim() {
+            super::queue_suite::$claim(&super::Redis::new().await).await;
+        }
+    )+ } };
+}
+reeve_jobs::each_queue_claim!(over_redis);
 
 struct Postgres {
     town: Town,
@@ -136,5 +150,109 @@ impl Driver for Postgres {
         .fetch_one(&self.town.db.admin)
         .await
         .expect("a lease")
+    }
+}
+
+/// A lane of its own on the tests' server.
+struct Redis {
+    queue: RedisQueue,
+    lane: Lane,
+    connection: ConnectionManager,
+}
+
+impl Redis {
+    async fn new() -> Self {
+        let url = std::env::var("REEVE_TEST_REDIS_URL").expect("REEVE_TEST_REDIS_URL: run `./ops/test`");
+        let client = ::redis::Client::open(url).expect("a URL");
+        let connection = ConnectionManager::new(client).await.expect("the test server answers");
+        let lane = Lane { queue: format!("q{}", uuid::Uuid::new_v4().simple()), region: "default".to_owned() };
+        let key = QueueKey::from_root(ROOT_KEY).expect("32 bytes");
+        let queue = RedisQueue::new(connection.clone(), key, lane.clone()).expect("a lane");
+        Self { queue, lane, connection }
+    }
+
+    async fn raw<T: ::redis::FromRedisValue>(&self, name: &str, key: &str, arguments: &[&str]) -> T {
+        let mut cmd = ::redis::cmd(name);
+        cmd.arg(format!("{}:{key}", self.queue.prefix()));
+        for argument in arguments {
+            cmd.arg(argument);
+        }
+        cmd.query_async(&mut self.connection.clone()).await.expect(name)
+    }
+}
+
+impl Driver for Redis {
+    type Queue = RedisQueue;
+
+    fn queue(&self) -> &RedisQueue {
+        &self.queue
+    }
+
+    fn lane(&self) -> Lane {
+        self.lane.clone()
+    }
+
+    async fn tenant(&self, id: &str, rules: Rules) -> TenantId {
+        let tenant: TenantId = id.parse().expect("an id");
+        let rules = redis_queue::Rules {
+            weight: u32::try_from(rules.weight).expect("a weight"),
+            running_max: rules.running_max.map(|max| u32::try_from(max).expect("a cap")),
+            paused: rules.paused,
+        };
+        self.queue.set_rules(&tenant, rules).await.expect("rules");
+        tenant
+    }
+
+    async fn enqueue(&self, tenant: &TenantId, job: &NewJob) -> Result<JobId, String> {
+        let new = redis_queue::NewJob {
+            id: JobId(uuid::Uuid::now_v7()),
+            tenant,
+            kind: Kind::FleetProbe,
+            payload: serde_json::json!({"note": job.note}),
+            unique_key: job.unique_key.as_deref(),
+            delay: std::time::Duration::from_secs(job.delay_secs.into()),
+            priority: Some(job.priority).filter(|priority| *priority > 0),
+            traceparent: None,
+        };
+        self.queue.enqueue(&new).await.map_err(|error| error.to_string())
+    }
+
+    async fn pause_queue(&self, pause: bool) {
+        self.queue.pause(pause).await.expect("paused");
+    }
+
+    async fn pass(&self, secs: i64) {
+        for key in ["delayed", "leases"] {
+            let ids: Vec<String> = self.raw("ZRANGE", key, &["0", "-1"]).await;
+            for id in ids {
+                self.raw::<f64>("ZINCRBY", key, &[&(-1000 * secs).to_string(), &id]).await;
+            }
+        }
+    }
+
+    async fn upkeep(&self) {
+        self.queue.upkeep(100).await.expect("kept up");
+    }
+
+    async fn cancel(&self, job: JobId) {
+        self.queue.cancel(job, "to see").await.expect("cancelled");
+    }
+
+    async fn redrive(&self, job: JobId) {
+        self.queue.retry(job, 3).await.expect("redriven");
+    }
+
+    async fn state(&self, job: JobId) -> State {
+        self.queue.state(job).await.expect("an answer").expect("the job is known")
+    }
+
+    async fn spoil(&self, job: JobId) {
+        self.raw::<i64>("HSET", &format!("j:{job}"), &["env", "RQ1 but nothing that opens"]).await;
+    }
+
+    async fn lease_left(&self, job: JobId) -> f64 {
+        let until: f64 = self.raw("ZSCORE", "leases", &[&job.to_string()]).await;
+        let now: (f64, f64) = ::redis::cmd("TIME").query_async(&mut self.connection.clone()).await.expect("TIME");
+        until / 1e3 - now.0 - now.1 / 1e6
     }
 }

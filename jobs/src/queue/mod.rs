@@ -8,6 +8,8 @@ pub mod inspect;
 #[cfg(feature = "program")]
 pub mod operate;
 pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
 #[cfg(feature = "program")]
 pub mod waits;
 
@@ -69,8 +71,25 @@ pub struct Renewed {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("queue: {0}")]
-pub struct QueueError(#[from] pub sqlx::Error);
+#[non_exhaustive]
+pub enum QueueError {
+    #[error("queue: {0}")]
+    Database(#[from] sqlx::Error),
+    #[cfg(feature = "redis")]
+    #[error("queue: {0}")]
+    Redis(#[from] redis::RedisQueueError),
+}
+
+impl QueueError {
+    /// Whether the same call may well succeed in a while.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Database(error) => crate::tenant::is_passing_fault(error),
+            #[cfg(feature = "redis")]
+            Self::Redis(error) => error.is_passing(),
+        }
+    }
+}
 
 /// A store of jobs. All calls are safe to repeat after an error.
 pub trait Queue: Clone + Send + Sync + 'static {

@@ -4,10 +4,7 @@
 //! them. A settlement that the fence refuses is dropped with a warning; whoever holds the job now settles it.
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use reeve_jobs::{
-    queue::{Queue, QueueError, Settlement},
-    tenant::is_passing_fault,
-};
+use reeve_jobs::queue::{Queue, QueueError, Settlement};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinHandle,
@@ -85,7 +82,7 @@ async fn store(queue: &impl Queue, batch: &[Settlement]) {
 
 enum Stored {
     Yes(Vec<reeve_jobs::JobId>),
-    Refused(sqlx::Error),
+    Refused(QueueError),
     GivenUp,
 }
 
@@ -93,7 +90,7 @@ async fn store_part(queue: &impl Queue, part: &[Settlement]) -> Stored {
     for fault in 0..TRIES_MAX {
         match tokio::time::timeout(PATIENCE, queue.settle(part)).await {
             Ok(Ok(stored)) => return Stored::Yes(stored),
-            Ok(Err(QueueError(error))) if !is_passing_fault(&error) => return Stored::Refused(error),
+            Ok(Err(error)) if !error.is_passing() => return Stored::Refused(error),
             Ok(Err(error)) => {
                 tracing::warn!(%error, jobs = part.len(), "settlements could not be stored; trying again")
             }
@@ -148,10 +145,10 @@ mod tests {
         }
         async fn settle(&self, batch: &[Settlement]) -> Result<Vec<JobId>, QueueError> {
             if self.faults.fetch_add(1, Ordering::Relaxed) == 0 {
-                return Err(QueueError(sqlx::Error::PoolTimedOut));
+                return Err(QueueError::Database(sqlx::Error::PoolTimedOut));
             }
             if batch.iter().any(|s| s.job == self.bad) {
-                return Err(QueueError(sqlx::Error::RowNotFound));
+                return Err(QueueError::Database(sqlx::Error::RowNotFound));
             }
             let ids: Vec<_> = batch.iter().map(|s| s.job).collect();
             self.stored.lock().expect("lock").extend(&ids);
