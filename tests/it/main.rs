@@ -24,6 +24,7 @@ mod moves;
 mod mutants;
 mod peers;
 mod placements;
+mod redis_queue;
 mod regions;
 mod schema;
 mod scope;
