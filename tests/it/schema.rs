@@ -552,7 +552,7 @@ async fn state(db: &mut PgConnection) -> Vec<String> {
           WHERE pronamespace = 'reeve'::regnamespace
         UNION ALL SELECT 'policy ' || oid || ' ' || polname || ' ' || xmin FROM pg_policy
         UNION ALL SELECT 'schema ' || oid || ' ' || xmin FROM pg_namespace WHERE nspname = 'reeve'
-        UNION ALL SELECT 'migration ' || version || ' ' || xmin FROM public._reeve_migrations
+        UNION ALL SELECT 'migration ' || version || ' ' || xmin FROM _reeve.migrations
         UNION ALL SELECT 'kind ' || to_jsonb(k)::text FROM reeve.kinds k
         UNION ALL SELECT 'schedule ' || to_jsonb(s)::text FROM reeve.schedules s
         UNION ALL SELECT 'flag ' || to_jsonb(f)::text FROM reeve.flags f
