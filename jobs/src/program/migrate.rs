@@ -64,14 +64,18 @@ pub struct Migrated {
 const BOOKS: &str = "_reeve.migrations";
 const BOOKS_BEFORE: &str = "public._reeve_migrations";
 
-fn migrator(upto: i64, books: &'static str) -> Migrator {
-    let migrations = FILES
+/// A migration's number, name and SQL.
+type File = (i64, &'static str, sqlx::SqlStr);
+
+fn files() -> Vec<File> {
+    use sqlx::SqlSafeStr;
+    FILES.iter().map(|(version, name, sql)| (*version, *name, (*sql).into_sql_str())).collect()
+}
+
+fn migrator(files: &[File], books: &'static str) -> Migrator {
+    let migrations = files
         .iter()
-        .filter(|(version, ..)| *version <= upto)
-        .map(|(version, name, sql)| {
-            use sqlx::SqlSafeStr;
-            Migration::new(*version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
-        })
+        .map(|(version, name, sql)| Migration::new(*version, (*name).into(), MigrationType::Simple, sql.clone(), false))
         .collect();
     let mut migrator = Migrator::with_migrations(migrations);
     // A table of our own name: the app in the same database may use the same library.
@@ -88,18 +92,38 @@ pub async fn run(admin: &mut PgConnection) -> Result<Migrated, MigrateError> {
 
 /// [`run`] up to a certain version: for tests of programs on an older schema.
 pub async fn run_to(admin: &mut PgConnection, upto: i64) -> Result<Migrated, MigrateError> {
+    let mut files = files();
+    files.retain(|(version, ..)| *version <= upto);
+    run_files(admin, &files).await
+}
+
+/// [`run`] with the files of a directory instead of those compiled in: for tests of what a changed migration lets through.
+#[cfg(feature = "testing")]
+pub async fn run_from(directory: &std::path::Path, admin: &mut PgConnection) -> Result<Migrated, MigrateError> {
+    use sqlx::SqlSafeStr;
+    let read = |(version, name, _): &(i64, &'static str, &str)| {
+        let file = directory.join(format!("{version:04}_{name}.sql"));
+        let sql = std::fs::read_to_string(&file).map_err(|error| sqlx::Error::Configuration(error.into()))?;
+        Ok((*version, *name, sqlx::AssertSqlSafe(sql).into_sql_str()))
+    };
+    let files = FILES.iter().map(read).collect::<Result<Vec<_>, MigrateError>>()?;
+    run_files(admin, &files).await
+}
+
+async fn run_files(admin: &mut PgConnection, files: &[File]) -> Result<Migrated, MigrateError> {
     // Held until the connection ends or lets go: where the books are must not change between the look and the use.
     sqlx::query("-- migrate.lock\nSELECT pg_advisory_lock(7261, 3)").execute(&mut *admin).await?;
-    let migrated = run_locked(admin, upto).await;
+    let migrated = run_locked(admin, files).await;
     sqlx::query("-- migrate.unlock\nSELECT pg_advisory_unlock(7261, 3)").execute(&mut *admin).await?;
     migrated
 }
 
-async fn run_locked(admin: &mut PgConnection, upto: i64) -> Result<Migrated, MigrateError> {
+async fn run_locked(admin: &mut PgConnection, files: &[File]) -> Result<Migrated, MigrateError> {
+    let upto = files.last().map_or(0, |(version, ..)| *version);
     let books = books(admin).await?;
     let from = found(admin, books).await?.unwrap_or(0);
     // The first migration looks for them where they began.
-    migrator(upto, books.unwrap_or(BOOKS_BEFORE)).run_direct(None, &mut *admin, false).await?;
+    migrator(files, books.unwrap_or(BOOKS_BEFORE)).run_direct(None, &mut *admin, false).await?;
     if books != Some(BOOKS) {
         move_books(admin).await?;
     }

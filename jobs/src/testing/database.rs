@@ -13,6 +13,8 @@ use crate::{
     tenant::{Proof, TenantId},
 };
 
+/// Set by `./ops/test mutants`: the migrations are read from this directory, and the cluster is its mutant's alone.
+const MIGRATIONS: &str = "REEVE_TEST_MIGRATIONS";
 /// Roles are shared by the whole cluster; tests log in to them with this password.
 const PASSWORD: &str = "test";
 const ROLES: [&str; 4] = ["reeve_app", "reeve_worker", "reeve_scheduler", "reeve_ops"];
@@ -157,7 +159,10 @@ async fn template(admin: &mut PgConnection) -> String {
         execute(admin, format!("DROP DATABASE IF EXISTS {draft}")).await;
         execute(admin, format!("CREATE DATABASE {draft}")).await;
         let mut inside = PgConnection::connect_with(&cluster().database(&draft)).await.expect("the draft");
-        program::migrate::run(&mut inside).await.expect("migrations");
+        match std::env::var_os(MIGRATIONS) {
+            Some(directory) => program::migrate::run_from(directory.as_ref(), &mut inside).await.expect("migrations"),
+            None => program::migrate::run(&mut inside).await.expect("migrations"),
+        };
         for role in ROLES {
             execute(&mut inside, format!("ALTER ROLE {role} PASSWORD '{PASSWORD}'")).await;
         }
