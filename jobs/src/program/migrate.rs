@@ -113,9 +113,9 @@ pub async fn run_from(directory: &std::path::Path, admin: &mut PgConnection) -> 
 async fn run_files(admin: &mut PgConnection, files: &[File]) -> Result<Migrated, MigrateError> {
     // Held until the connection ends or lets go: where the books are must not change between the look and the use.
     sqlx::query("-- migrate.lock\nSELECT pg_advisory_lock(7261, 3)").execute(&mut *admin).await?;
-    let migrated = run_locked(admin, files).await;
+    let migrated = run_locked(admin, files).await?;
     sqlx::query("-- migrate.unlock\nSELECT pg_advisory_unlock(7261, 3)").execute(&mut *admin).await?;
-    migrated
+    Ok(migrated)
 }
 
 async fn run_locked(admin: &mut PgConnection, files: &[File]) -> Result<Migrated, MigrateError> {

@@ -43,9 +43,11 @@ impl TestDatabase {
         Self::copy(&mut admin, &template).await
     }
 
-    /// A database without any of Reeve's schema.
+    /// A database without any of Reeve's schema; the roles are there, as in every database of the cluster.
     pub async fn empty() -> Self {
         let mut admin = PgConnection::connect_with(&cluster()).await.expect("the test cluster answers");
+        // For the roles, which belong to the cluster, and their passwords.
+        template(&mut admin).await;
         Self::copy(&mut admin, "template1").await
     }
 
