@@ -161,10 +161,7 @@ async fn template(admin: &mut PgConnection) -> String {
         execute(admin, format!("DROP DATABASE IF EXISTS {draft}")).await;
         execute(admin, format!("CREATE DATABASE {draft}")).await;
         let mut inside = PgConnection::connect_with(&cluster().database(&draft)).await.expect("the draft");
-        match std::env::var_os(MIGRATIONS) {
-            Some(directory) => program::migrate::run_from(directory.as_ref(), &mut inside).await.expect("migrations"),
-            None => program::migrate::run(&mut inside).await.expect("migrations"),
-        };
+        migrate(&mut inside).await;
         for role in ROLES {
             execute(&mut inside, format!("ALTER ROLE {role} PASSWORD '{PASSWORD}'")).await;
         }
@@ -174,6 +171,14 @@ async fn template(admin: &mut PgConnection) -> String {
     }
     execute(admin, "SELECT pg_advisory_unlock(7261)".to_owned()).await;
     name
+}
+
+/// Brings a test's database to this build's schema, or to the one of the directory that [`MIGRATIONS`] names.
+pub async fn migrate(admin: &mut PgConnection) -> program::migrate::Migrated {
+    match std::env::var_os(MIGRATIONS) {
+        Some(directory) => program::migrate::run_from(directory.as_ref(), admin).await.expect("migrations"),
+        None => program::migrate::run(admin).await.expect("migrations"),
+    }
 }
 
 /// Names here are made by this module from hexadecimal digits and fixed words, so they need no quoting.
