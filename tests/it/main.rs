@@ -26,5 +26,6 @@ mod placements;
 mod regions;
 mod schema;
 mod scope;
+mod settling;
 mod tenants;
 mod tidy;
