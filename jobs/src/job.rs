@@ -148,6 +148,8 @@ pub enum Outcome {
     Quarantine { why: String },
     /// Given back unstarted or interrupted by a shutdown: available at once, uncounted.
     Release,
+    /// Done, and settled already in the handler's own transaction: see [`crate::tenant::Scope::commit_and_settle`].
+    Settled,
 }
 
 impl Outcome {
@@ -167,6 +169,9 @@ impl Outcome {
         Self::Quarantine { why: why.into() }
     }
 
+    /// Not a word that `reeve.settle` takes: there is nothing left to store.
+    pub const SETTLED: &'static str = "settled";
+
     /// The word `reeve.settle` takes.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -177,13 +182,14 @@ impl Outcome {
             Self::Dead { .. } => "dead",
             Self::Quarantine { .. } => "quarantine",
             Self::Release => "release",
+            Self::Settled => Self::SETTLED,
         }
     }
 
     /// Why, for the job's history; `None` where there is nothing to say.
     pub fn why(&self) -> Option<&str> {
         match self {
-            Self::Done | Self::Release => None,
+            Self::Done | Self::Release | Self::Settled => None,
             Self::Retry { why, .. }
             | Self::Snooze { why, .. }
             | Self::Cancel { why }

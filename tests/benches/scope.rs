@@ -174,7 +174,9 @@ async fn policies(admin: &PgPool) -> Result<String> {
     let schema = introspect::introspect(admin, false).await?;
     let samples = draft::sample(admin, &schema).await;
     let guess = draft::scopes(&schema, &samples, None);
-    let catalogue = load::text_of("drafted", &draft_text::write(&schema, &samples, &guess))?;
+    // What the draft leaves to a person: here it is what is the same for every tenant.
+    let drafted = draft_text::write(&schema, &samples, &guess).replace("scope = \"?\"", "scope = \"reference\"");
+    let catalogue = load::text_of("drafted", &drafted)?;
     Ok(rls::sql(&catalogue, &schema)?.replace(" CONCURRENTLY", ""))
 }
 

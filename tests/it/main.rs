@@ -28,5 +28,6 @@ mod redis_queue;
 mod regions;
 mod schema;
 mod scope;
+mod settling;
 mod tenants;
 mod tidy;

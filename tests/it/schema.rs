@@ -552,7 +552,7 @@ async fn state(db: &mut PgConnection) -> Vec<String> {
           WHERE pronamespace = 'reeve'::regnamespace
         UNION ALL SELECT 'policy ' || oid || ' ' || polname || ' ' || xmin FROM pg_policy
         UNION ALL SELECT 'schema ' || oid || ' ' || xmin FROM pg_namespace WHERE nspname = 'reeve'
-        UNION ALL SELECT 'migration ' || version || ' ' || xmin FROM public._reeve_migrations
+        UNION ALL SELECT 'migration ' || version || ' ' || xmin FROM _reeve.migrations
         UNION ALL SELECT 'kind ' || to_jsonb(k)::text FROM reeve.kinds k
         UNION ALL SELECT 'schedule ' || to_jsonb(s)::text FROM reeve.schedules s
         UNION ALL SELECT 'flag ' || to_jsonb(f)::text FROM reeve.flags f
@@ -576,7 +576,7 @@ async fn migrating_again_changes_nothing_not_even_what_operators_set() {
         assert!(changed > 0, "{change}");
     }
     let before = state(&mut admin).await;
-    let migrated = migrate::run(&mut admin).await.expect("migrated again");
+    let migrated = reeve_jobs::testing::database::migrate(&mut admin).await;
     assert_eq!(migrated, migrate::Migrated { from: migrate::VERSION, to: migrate::VERSION });
     assert_eq!(state(&mut admin).await, before);
 }

@@ -6,7 +6,7 @@ WITH t AS MATERIALIZED (
   WHERE c.relkind IN ('r', 'p', 'v', 'm') AND NOT c.relispartition
     AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
     AND CASE n.nspname WHEN 'reeve' THEN $1 ELSE true END
-    AND (n.nspname, c.relname) <> ('public', '_reeve_migrations')
+    AND n.nspname <> '_reeve' AND (n.nspname, c.relname) <> ('public', '_reeve_migrations')
     AND NOT EXISTS (SELECT FROM pg_depend d
                     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'))
 SELECT jsonb_build_object('database', current_database(), 'tables', coalesce(jsonb_agg(jsonb_build_object(

@@ -59,18 +59,27 @@ pub struct Migrated {
     pub to: i64,
 }
 
-fn migrator(upto: i64) -> Migrator {
-    let migrations = FILES
+/// Where the bookkeeping is: a schema of its own. In `public`, where it began, an app's `GRANT … ON ALL TABLES IN SCHEMA
+/// public` would meet a table that the app's owner does not own, and fail.
+const BOOKS: &str = "_reeve.migrations";
+const BOOKS_BEFORE: &str = "public._reeve_migrations";
+
+/// A migration's number, name and SQL.
+type File = (i64, &'static str, sqlx::SqlStr);
+
+fn files() -> Vec<File> {
+    use sqlx::SqlSafeStr;
+    FILES.iter().map(|(version, name, sql)| (*version, *name, (*sql).into_sql_str())).collect()
+}
+
+fn migrator(files: &[File], books: &'static str) -> Migrator {
+    let migrations = files
         .iter()
-        .filter(|(version, ..)| *version <= upto)
-        .map(|(version, name, sql)| {
-            use sqlx::SqlSafeStr;
-            Migration::new(*version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
-        })
+        .map(|(version, name, sql)| Migration::new(*version, (*name).into(), MigrationType::Simple, sql.clone(), false))
         .collect();
     let mut migrator = Migrator::with_migrations(migrations);
     // A table of our own name: the app in the same database may use the same library.
-    migrator.dangerous_set_table_name("public._reeve_migrations");
+    migrator.dangerous_set_table_name(books);
     migrator.set_ignore_missing(false);
     migrator
 }
@@ -83,12 +92,74 @@ pub async fn run(admin: &mut PgConnection) -> Result<Migrated, MigrateError> {
 
 /// [`run`] up to a certain version: for tests of programs on an older schema.
 pub async fn run_to(admin: &mut PgConnection, upto: i64) -> Result<Migrated, MigrateError> {
-    let from = found(admin).await?.unwrap_or(0);
-    migrator(upto).run_direct(None, &mut *admin, false).await?;
+    let mut files = files();
+    files.retain(|(version, ..)| *version <= upto);
+    run_files(admin, &files).await
+}
+
+/// [`run`] with the files of a directory instead of those compiled in: for tests of what a changed migration lets through.
+#[cfg(feature = "testing")]
+pub async fn run_from(directory: &std::path::Path, admin: &mut PgConnection) -> Result<Migrated, MigrateError> {
+    use sqlx::SqlSafeStr;
+    let read = |(version, name, _): &(i64, &'static str, &str)| {
+        let file = directory.join(format!("{version:04}_{name}.sql"));
+        let sql = std::fs::read_to_string(&file).map_err(|error| sqlx::Error::Configuration(error.into()))?;
+        Ok((*version, *name, sqlx::AssertSqlSafe(sql).into_sql_str()))
+    };
+    let files = FILES.iter().map(read).collect::<Result<Vec<_>, MigrateError>>()?;
+    run_files(admin, &files).await
+}
+
+async fn run_files(admin: &mut PgConnection, files: &[File]) -> Result<Migrated, MigrateError> {
+    // Held until the connection ends or lets go: where the books are must not change between the look and the use.
+    sqlx::query("-- migrate.lock\nSELECT pg_advisory_lock(7261, 3)").execute(&mut *admin).await?;
+    let migrated = run_locked(admin, files).await?;
+    sqlx::query("-- migrate.unlock\nSELECT pg_advisory_unlock(7261, 3)").execute(&mut *admin).await?;
+    Ok(migrated)
+}
+
+async fn run_locked(admin: &mut PgConnection, files: &[File]) -> Result<Migrated, MigrateError> {
+    let upto = files.last().map_or(0, |(version, ..)| *version);
+    let books = books(admin).await?;
+    let from = found(admin, books).await?.unwrap_or(0);
+    // The first migration looks for them where they began.
+    migrator(files, books.unwrap_or(BOOKS_BEFORE)).run_direct(None, &mut *admin, false).await?;
+    if books != Some(BOOKS) {
+        move_books(admin).await?;
+    }
     if upto == VERSION {
         copy_kinds(admin).await?;
     }
     Ok(Migrated { from, to: upto })
+}
+
+/// Books and whoever reads them move in one transaction.
+async fn move_books(admin: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::raw_sql(
+        "-- migrate.move_books
+        BEGIN;
+        CREATE SCHEMA IF NOT EXISTS _reeve;
+        ALTER TABLE public._reeve_migrations SET SCHEMA _reeve;
+        ALTER TABLE _reeve._reeve_migrations RENAME TO migrations;
+        CREATE OR REPLACE FUNCTION reeve.schema_version() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER
+          SET search_path = pg_catalog, pg_temp
+          AS $$ SELECT max(version) FROM _reeve.migrations WHERE success $$;
+        COMMIT",
+    )
+    .execute(admin)
+    .await?;
+    Ok(())
+}
+
+/// `None`: there are none yet.
+async fn books(connection: &mut PgConnection) -> sqlx::Result<Option<&'static str>> {
+    let (now, before): (bool, bool) =
+        sqlx::query_as("-- migrate.books\nSELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL")
+            .bind(BOOKS)
+            .bind(BOOKS_BEFORE)
+            .fetch_one(connection)
+            .await?;
+    Ok(if now { Some(BOOKS) } else { before.then_some(BOOKS_BEFORE) })
 }
 
 /// Copies this build's kinds, their cadences and their flags. Kinds that this build lacks stay: an older program may still run them.
@@ -137,17 +208,11 @@ async fn copy_kinds(admin: &mut PgConnection) -> sqlx::Result<()> {
     tx.commit().await
 }
 
-async fn found(connection: &mut PgConnection) -> sqlx::Result<Option<i64>> {
-    let exists: bool =
-        sqlx::query_scalar("-- migrate.found\nSELECT to_regclass('public._reeve_migrations') IS NOT NULL")
-            .fetch_one(&mut *connection)
-            .await?;
-    if !exists {
-        return Ok(None);
-    }
-    sqlx::query_scalar("-- migrate.version\nSELECT max(version) FROM public._reeve_migrations WHERE success")
-        .fetch_one(connection)
-        .await
+async fn found(connection: &mut PgConnection, books: Option<&str>) -> sqlx::Result<Option<i64>> {
+    let Some(books) = books else { return Ok(None) };
+    // One of two names of this module's.
+    let sql = format!("-- migrate.version\nSELECT max(version) FROM {books} WHERE success");
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(connection).await
 }
 
 /// Refuses a database that is not at this build's version. Any of the program roles may ask.

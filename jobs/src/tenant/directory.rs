@@ -16,8 +16,8 @@ use super::databases::{Databases, DatabasesError};
 
 /// How long an entry is believed.
 pub const FRESH: Duration = Duration::from_secs(5);
-/// Entries kept; beyond it the cache is emptied, which costs one query per tenant and bounds its memory.
-const ENTRIES_MAX: usize = 100_000;
+/// Entries kept. Beyond it those that are believed no more go, or all, which costs a query per tenant and bounds the memory.
+const ENTRIES_MAX: usize = 150_000;
 
 /// Where a tenant's rows are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,12 +136,19 @@ impl Directory {
             },
             moving: row.try_get("moving")?,
         };
+        self.remember(tenant, &entry, asked_at);
+        Ok(entry)
+    }
+
+    fn remember(&self, tenant: &TenantId, entry: &TenantEntry, asked_at: Instant) {
         let mut cache = self.lock();
         if cache.len() >= ENTRIES_MAX {
-            cache.clear();
+            cache.retain(|_, (_, at)| at.elapsed() < FRESH);
+            if cache.len() >= ENTRIES_MAX {
+                cache.clear();
+            }
         }
         cache.insert(tenant.clone(), (entry.clone(), asked_at));
-        Ok(entry)
     }
 
     /// Asks anew next time: what is known of this tenant was found to be behind.
@@ -152,5 +159,53 @@ impl Directory {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TenantId, (TenantEntry, Instant)>> {
         // A panic elsewhere cannot leave a half-written entry: inserts are whole.
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::testing::TestDatabase;
+
+    /// Pages of this process that are in memory, in MiB (proc(5), statm).
+    fn resident_mib() -> usize {
+        let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+        statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("a number") * 4096 / (1 << 20)
+    }
+
+    #[tokio::test]
+    async fn a_hundred_thousand_tenants_take_under_200_mb_however_long_their_names_and_urls() {
+        let db = TestDatabase::new().await;
+        let directory = Directory::new(db.pool("reeve_worker").await);
+        let before = resident_mib();
+        for n in 0..100_000 {
+            let tenant = format!("{n:064}").parse().expect("64 bytes");
+            // As if each were in a database of its own, with a URL of some 300 bytes.
+            let placement = Placement::Dedicated { epoch: 1, url_sealed: vec![7; 400].into() };
+            let entry =
+                TenantEntry { placement, region: "eu-central-1".into(), state: TenantState::Active, moving: false };
+            directory.remember(&tenant, &entry, Instant::now());
+        }
+        assert_eq!(directory.lock().len(), 100_000, "all are kept");
+        let used = resident_mib() - before;
+        assert!(used < 190, "{used} MiB");
+        db.drop_now().await;
+    }
+
+    #[tokio::test]
+    async fn a_tenant_is_answered_from_the_cache_and_a_change_is_seen_when_its_time_is_up() {
+        let db = TestDatabase::new().await;
+        let a = db.tenant("a").await;
+        let directory = Directory::new(db.pool("reeve_worker").await);
+        assert_eq!(directory.entry(&a).await.expect("an entry").state, TenantState::Active);
+        sqlx::query("-- test.close\nUPDATE reeve.tenants SET state = 'closed'")
+            .execute(&db.admin)
+            .await
+            .expect("closed");
+        assert_eq!(directory.entry(&a).await.expect("an entry").state, TenantState::Active, "without a query");
+        assert!(FRESH <= Duration::from_secs(5));
+        directory.lock().values_mut().for_each(|(_, at)| *at -= FRESH);
+        assert_eq!(directory.entry(&a).await.expect("an entry").state, TenantState::Closed);
+        db.drop_now().await;
     }
 }

@@ -20,7 +20,10 @@ use sqlx::{
 #[cfg(feature = "program")]
 use super::databases::{Checkout, CheckoutError, DatabasesError, Dedicated};
 use super::{Directory, DirectoryError, Placement, TenantContext, TenantEntry, TenantId, TenantState, identity::Facts};
-use crate::{audit, job::Outcome};
+use crate::{
+    audit,
+    job::{ClaimedJob, Outcome},
+};
 
 /// A row that knows whose it is. Every statement for it must select the tenant column.
 pub trait TenantRow: for<'r> FromRow<'r, PgRow> + Send + Unpin {
@@ -44,6 +47,8 @@ pub enum ScopeError {
     /// Its rows are on their way, or what the directory knew was from before; it asks anew.
     #[error("tenant \"{0}\" is moving or has just moved; try again in a moment")]
     Moving(TenantId),
+    #[error("the job's lease was lost, and nothing was recorded")]
+    LeaseLost,
     #[error("a write of {expected:?} rows changed {changed}")]
     RowCount { expected: Rows, changed: u64 },
     #[error(transparent)]
@@ -228,6 +233,27 @@ impl Scope {
         }
     }
 
+    /// Settles the job as done in this transaction and commits: the effect and its settlement stand or fall together, so that
+    /// a worker which dies in between leaves neither or both. The last thing a handler does, whose outcome it is; only in a
+    /// scope of the database that has the job ([`Scope::open_control`], or the shared one). Whoever lost the lease gets an
+    /// error, and nothing of the scope is kept.
+    pub async fn commit_and_settle(mut self, job: &ClaimedJob) -> Result<Outcome, ScopeError> {
+        // From here to the commit the renewal of this worker's leases waits for the job's row: so nothing comes between.
+        let settled: Option<uuid::Uuid> = sqlx::query_scalar(
+            "-- scope.settle
+            SELECT settled FROM reeve.settle(ARRAY[$1], ARRAY[$2], ARRAY['completed'], ARRAY[0::double precision], ARRAY[NULL])",
+        )
+        .bind(job.id.0)
+        .bind(job.lease_token.0)
+        .fetch_optional(self.line.connection())
+        .await?;
+        if settled.is_none() {
+            return Err(ScopeError::LeaseLost);
+        }
+        self.commit().await?;
+        Ok(Outcome::Settled)
+    }
+
     /// Dropping the scope instead rolls everything back.
     pub async fn commit(mut self) -> Result<(), ScopeError> {
         // COMMIT alone answers a transaction in which a statement failed with a silent rollback; any statement before it,
@@ -343,6 +369,7 @@ impl ScopeError {
             Self::Database(error) if is_code(&error, &["RV011"]) => Outcome::quarantine(format!("database: {error}")),
             // Another holds the job, or it waited too long for its turn: the fence, or a new claim, decides.
             Self::Database(error) if is_code(&error, &["RV012", "RV013"]) => Outcome::Release,
+            Self::LeaseLost => Outcome::Release,
             closed @ Self::Closed(_) => Outcome::cancel(closed.to_string()),
             moving @ Self::Moving(_) => Outcome::Snooze { why: moving.to_string(), after: FAULT_PAUSE },
             #[cfg(feature = "program")]

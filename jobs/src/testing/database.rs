@@ -13,6 +13,8 @@ use crate::{
     tenant::{Proof, TenantId},
 };
 
+/// Set by `./ops/test mutants`: the migrations are read from this directory, and the cluster is its mutant's alone.
+const MIGRATIONS: &str = "REEVE_TEST_MIGRATIONS";
 /// Roles are shared by the whole cluster; tests log in to them with this password.
 const PASSWORD: &str = "test";
 const ROLES: [&str; 4] = ["reeve_app", "reeve_worker", "reeve_scheduler", "reeve_ops"];
@@ -41,9 +43,11 @@ impl TestDatabase {
         Self::copy(&mut admin, &template).await
     }
 
-    /// A database without any of Reeve's schema.
+    /// A database without any of Reeve's schema; the roles are there, as in every database of the cluster.
     pub async fn empty() -> Self {
         let mut admin = PgConnection::connect_with(&cluster()).await.expect("the test cluster answers");
+        // For the roles, which belong to the cluster, and their passwords.
+        template(&mut admin).await;
         Self::copy(&mut admin, "template1").await
     }
 
@@ -157,7 +161,7 @@ async fn template(admin: &mut PgConnection) -> String {
         execute(admin, format!("DROP DATABASE IF EXISTS {draft}")).await;
         execute(admin, format!("CREATE DATABASE {draft}")).await;
         let mut inside = PgConnection::connect_with(&cluster().database(&draft)).await.expect("the draft");
-        program::migrate::run(&mut inside).await.expect("migrations");
+        migrate(&mut inside).await;
         for role in ROLES {
             execute(&mut inside, format!("ALTER ROLE {role} PASSWORD '{PASSWORD}'")).await;
         }
@@ -167,6 +171,14 @@ async fn template(admin: &mut PgConnection) -> String {
     }
     execute(admin, "SELECT pg_advisory_unlock(7261)".to_owned()).await;
     name
+}
+
+/// Brings a test's database to this build's schema, or to the one of the directory that [`MIGRATIONS`] names.
+pub async fn migrate(admin: &mut PgConnection) -> program::migrate::Migrated {
+    match std::env::var_os(MIGRATIONS) {
+        Some(directory) => program::migrate::run_from(directory.as_ref(), admin).await.expect("migrations"),
+        None => program::migrate::run(admin).await.expect("migrations"),
+    }
 }
 
 /// Names here are made by this module from hexadecimal digits and fixed words, so they need no quoting.

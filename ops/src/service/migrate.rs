@@ -81,11 +81,41 @@ mod tests {
         db.drop_now().await;
     }
 
+    /// An ordinary owner of `public` may grant all of it, whatever Reeve keeps in the same database.
+    #[tokio::test]
+    async fn an_app_may_grant_all_tables_of_its_schema_after_a_migration_from_any_earlier_place_of_the_books() {
+        let db = TestDatabase::empty().await;
+        let mut admin = PgConnection::connect_with(&db.admin.connect_options()).await.expect("the administrator");
+        run(&mut admin, None).await.expect("a migration");
+        // As an earlier build left them.
+        for sql in [
+            "ALTER TABLE _reeve.migrations SET SCHEMA public",
+            "ALTER TABLE public.migrations RENAME TO _reeve_migrations",
+            "CREATE ROLE migrate_app_owner",
+            "ALTER SCHEMA public OWNER TO migrate_app_owner",
+            "CREATE TABLE public.mine (id int)",
+            "ALTER TABLE public.mine OWNER TO migrate_app_owner",
+        ] {
+            sqlx::query(sql).execute(&mut admin).await.expect(sql);
+        }
+        let again = run(&mut admin, None).await.expect("a repetition");
+        assert_eq!((again.from, again.to), (VERSION, VERSION), "nothing is migrated twice");
+        let version: i64 =
+            sqlx::query_scalar("SELECT reeve.schema_version()").fetch_one(&mut admin).await.expect("a version");
+        assert_eq!(version, VERSION);
+        let grant = "SET ROLE migrate_app_owner; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reeve_app; RESET ROLE";
+        sqlx::raw_sql(grant).execute(&mut admin).await.expect("every table of the schema is the app's own");
+        for sql in ["DROP OWNED BY migrate_app_owner", "DROP ROLE migrate_app_owner"] {
+            sqlx::query(sql).execute(&mut admin).await.expect(sql);
+        }
+        db.drop_now().await;
+    }
+
     #[tokio::test]
     async fn a_database_ahead_of_the_program_is_refused() {
         let db = TestDatabase::new().await;
         sqlx::query(
-            "INSERT INTO public._reeve_migrations (version, description, success, checksum, execution_time)
+            "INSERT INTO _reeve.migrations (version, description, success, checksum, execution_time)
              VALUES ($1, 'later', true, '', 0)",
         )
         .bind(VERSION + 1)

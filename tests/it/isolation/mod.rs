@@ -356,3 +356,26 @@ async fn a_cancelled_scope_leaves_no_context_behind() {
         }
     }
 }
+
+/// The second layer behind a scope's own rollback: whoever leaves a connection inside a transaction, the pool does not hand
+/// it on.
+#[tokio::test]
+async fn a_connection_that_comes_back_inside_a_transaction_is_not_handed_on() {
+    let (town, ..) = furnished().await;
+    let pool = reeve_jobs::program::db::pool(town.db.options("reeve_worker"), 1).await.expect("a pool");
+    for failed in [false, true] {
+        let mut left = pool.acquire().await.expect("a connection");
+        sqlx::raw_sql("BEGIN").execute(&mut *left).await.expect("begun behind the driver's back");
+        town.hold(&mut left, &town.a).await;
+        if failed {
+            sqlx::raw_sql("SELECT 1 / 0").execute(&mut *left).await.expect_err("failed");
+        }
+        drop(left);
+        let mut next = pool.acquire().await.expect("a connection");
+        let context: Option<String> = sqlx::query_scalar("SELECT nullif(current_setting('reeve.tenant_id', true), '')")
+            .fetch_one(&mut *next)
+            .await
+            .expect("the next user's query works");
+        assert_eq!(context, None);
+    }
+}

@@ -51,7 +51,7 @@ pub async fn traced(job: Job, inner: impl Future<Output = Outcome>) -> Outcome {
     async {
         let outcome = inner.await;
         match &outcome {
-            Outcome::Done | Outcome::Release | Outcome::Snooze { .. } | Outcome::Cancel { .. } => {
+            Outcome::Done | Outcome::Settled | Outcome::Release | Outcome::Snooze { .. } | Outcome::Cancel { .. } => {
                 tracing::debug!(outcome = outcome.as_str(), why = outcome.why());
             }
             Outcome::Retry { why, .. } => tracing::warn!(why, attempts_max = j.attempts_max, "attempt failed"),

@@ -4,7 +4,10 @@
 //! them. A settlement that the fence refuses is dropped with a warning; whoever holds the job now settles it.
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use reeve_jobs::queue::{Queue, QueueError, Settlement};
+use reeve_jobs::{
+    job::Outcome,
+    queue::{Queue, QueueError, Settlement},
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinHandle,
@@ -48,11 +51,15 @@ impl Settler {
 async fn run(queue: impl Queue, leases: Leases, mut inbox: mpsc::UnboundedReceiver<Message>) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     while inbox.recv_many(&mut batch, BATCH_MAX).await > 0 {
-        let mut settlements: Vec<_> = batch.iter().map(|m| m.settlement.clone()).collect();
+        // What a handler settled itself has only its lease to let go.
+        let mut settlements: Vec<_> =
+            (batch.iter()).filter(|m| m.settlement.outcome != Outcome::SETTLED).map(|m| m.settlement.clone()).collect();
         // In the order in which renewals lock their rows, so that the two do not wait for each other.
         settlements.sort_unstable_by_key(|s| s.job);
-        store(&queue, &settlements).await;
-        leases.release(settlements.iter().map(|s| (s.job, s.token)));
+        if !settlements.is_empty() {
+            store(&queue, &settlements).await;
+        }
+        leases.release(batch.iter().map(|m| (m.settlement.job, m.settlement.token)));
         batch.clear();
     }
 }

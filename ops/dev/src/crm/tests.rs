@@ -386,10 +386,13 @@ async fn new_workspace_is_registered_with_reeve_and_never_made_inside_another() 
     run_test(|db| async move {
         db.loaded(SMALL).await;
         let app = AppClient::new(db.app().await);
+        let undeclared = app.create_workspace("مكتب جديد", Some("eu")).await;
+        assert_eq!(sqlstate(undeclared), "RV031");
+        db.admin.execute("SELECT reeve.declare_region('eu', true, 'test', 'to see')").await.unwrap();
         let made = app.create_workspace("مكتب جديد", Some("eu")).await.unwrap();
-        assert_eq!(made, "4");
+        assert_eq!(made, "5", "a number was spent on the one that was refused");
         let registered = "SELECT count(*) FROM reeve.tenants t JOIN crm.workspaces w ON w.id::text = t.id
-             WHERE t.id = '4' AND t.name = 'مكتب جديد' AND w.name = t.name AND t.region = 'eu'";
+             WHERE t.id = '5' AND t.name = 'مكتب جديد' AND w.name = t.name AND t.region = 'eu'";
         assert_eq!(db.number(registered).await, 1);
 
         let mut request = app.in_tenant("1").await.unwrap();

@@ -9,6 +9,7 @@
 //! The guards of tenancy are read from the catalogs as they are, not as the migrations meant them: somebody may have
 //! changed a table or a role since. All of it in one read-only transaction; nothing here changes anything.
 mod app;
+mod breakglass;
 mod functions;
 mod privileges;
 mod queue;
@@ -100,6 +101,7 @@ async fn checks(connection: &mut PgConnection, clock: &dyn Clock) -> sqlx::Resul
     checks.push(tables::partitions(connection).await?);
     checks.push(functions::functions(connection, &faults).await?);
     checks.push(privileges::check(&privileges::lines(connection).await?));
+    checks.push(breakglass::breakglass(connection).await?);
     checks.push(views::views(connection).await?);
     checks.push(views::leakproof(connection).await?);
     checks.push(server::settings(connection).await?);

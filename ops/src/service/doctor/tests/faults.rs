@@ -60,7 +60,7 @@ const FAULTS: &[(&str, &str, &str, &str)] = &[
     ),
     ("DELETE FROM reeve.kinds WHERE name = 'fleet.probe'", "kinds", "fleet.probe is missing", "reeve migrate"),
     ("UPDATE reeve.schedules SET cron = '0 0 * * *'", "kinds", "webhook.prune differs in cadence", "reeve migrate"),
-    ("UPDATE public._reeve_migrations SET success = version < 9", "schema", "at migration 8", "reeve migrate"),
+    ("UPDATE _reeve.migrations SET success = version < 9", "schema", "at migration 8", "reeve migrate"),
     ("ALTER ROLE reeve_scheduler CREATEROLE", "roles", "member of any role", "ALTER ROLE reeve_scheduler NOCREATEROLE;"),
     ("ALTER ROLE reeve_app REPLICATION", "roles", "log of all changes", "ALTER ROLE reeve_app NOREPLICATION;"),
     ("ALTER ROLE reeve_dispatch LOGIN", "roles", "can log in", "ALTER ROLE reeve_dispatch NOLOGIN;"),
@@ -95,6 +95,31 @@ const FAULTS: &[(&str, &str, &str, &str)] = &[
         "partitions",
         "granted to PUBLIC",
         "REVOKE ALL ON reeve.job_history_default FROM PUBLIC;",
+    ),
+    (
+        "ALTER ROLE reeve_breakglass_keeper LOGIN",
+        "break-glass",
+        "it can log in",
+        "ALTER ROLE reeve_breakglass_keeper NOLOGIN",
+    ),
+    (
+        "GRANT reeve_breakglass_keeper TO reeve_worker",
+        "break-glass",
+        "reeve_worker is a member of reeve_breakglass_keeper",
+        "REVOKE reeve_breakglass_keeper FROM reeve_worker;",
+    ),
+    (
+        "GRANT reeve_breakglass TO reeve_app",
+        "break-glass",
+        "reeve_app is a member of reeve_breakglass past",
+        "REVOKE reeve_breakglass FROM reeve_app;",
+    ),
+    (
+        "INSERT INTO reeve.breakglass_openings (id, tenant_id, state, minutes, reason, requested_by, requested_as, approved_by, login, valid_until)
+         VALUES (gen_random_uuid(), 'a', 'open', 5, 'x', 'ann', 'ann', 'bob', 'reeve_bg_000000000000', now() - interval '1 hour')",
+        "break-glass",
+        "and still open",
+        "start reeve-scheduler",
     ),
     (
         "CREATE POLICY all_of_it ON reeve.job_history_default USING (true)",
