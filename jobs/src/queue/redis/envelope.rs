@@ -3,8 +3,11 @@
 //! Layout: `b"RQ1"`, 12 bytes of random nonce, ciphertext with its 16-byte tag, AES-256-GCM under the tenant's queue key.
 //! The tag covers the header and tenant, kind, job, queue and region, each with its length before it: an envelope that was
 //! forged, changed, or moved to another tenant, kind, job or lane does not open. Outside the seal stand only what Redis
-//! needs to count and order: attempts, priority, due time. Who writes to Redis can change those, and so repeat or drop a
-//! job, but not make one.
+//! needs to count and order: attempts, priority, due time. Who writes to Redis can change those, and so drop a job or run
+//! one again, but not make one.
+//!
+//! Bound: random 96-bit nonces are safe for 2^32 envelopes of one tenant (NIST SP 800-38D, 8.3). The key has no version
+//! yet; the header's three bytes are there to tell the next form apart.
 use aes_gcm::aead::{Aead, Payload};
 use rand::Rng;
 use serde::{Deserialize, Serialize};

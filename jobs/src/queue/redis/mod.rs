@@ -4,7 +4,9 @@
 //! and opens what it got; renewals and settlements are fenced by the lease's token; [`RedisQueue::upkeep`] promotes and
 //! rescues by the server's clock. All keys of a lane have its prefix as their hash tag, and so lie in one slot.
 //!
-//! An envelope that does not open reaches no handler: the claim hands it back as broken, to be quarantined.
+//! An envelope that does not open reaches no handler: the claim hands it back as broken, to be quarantined. `users.acl` is
+//! what a worker's login needs of Redis, and all that it gets. A job that is over is remembered for an hour, so that a
+//! repeated enqueue makes nothing; the seal does not keep who may write to Redis from replaying a copy after that.
 //!
 //! **What it does not do.** It is not the truth for anything: a job here is as durable as the server's append-only file,
 //! with `appendfsync everysec` up to one second of enqueues and settlements, and everything on FLUSHALL. Jobs that must not
