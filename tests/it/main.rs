@@ -24,6 +24,7 @@ mod mutants;
 mod peers;
 mod placements;
 mod regions;
+mod schedulers;
 mod schema;
 mod scope;
 mod tenants;

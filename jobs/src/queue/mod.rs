@@ -9,6 +9,10 @@ pub mod inspect;
 pub mod operate;
 pub mod postgres;
 #[cfg(feature = "program")]
+pub mod schedules;
+#[cfg(feature = "program")]
+pub mod slots;
+#[cfg(feature = "program")]
 pub mod waits;
 
 use std::{future::Future, time::Duration};
