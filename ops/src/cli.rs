@@ -60,6 +60,11 @@ pub enum Noun {
         #[command(subcommand)]
         verb: crate::queues::Kinds,
     },
+    /// Schedules: look, pause, resume, change, see the next slots, run now
+    Schedules {
+        #[command(subcommand)]
+        verb: crate::schedules::Schedules,
+    },
     /// The audit log: search, verify, sign
     Audit {
         #[command(subcommand)]

@@ -15,6 +15,7 @@ pub mod output;
 pub mod placement;
 pub mod queues;
 pub mod run;
+pub mod schedules;
 pub mod service;
 mod tenants;
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::{
     audit, breakglass,
     cli::{self, Cli, Noun},
     config::Config,
-    output, placement, queues,
+    output, placement, queues, schedules,
     service::{self, ServiceError, catalogue, catalogue::CatalogueError, doctor, flags, jobs, jobs::Tail},
     tenants,
 };
@@ -81,8 +81,10 @@ impl Failure {
                 | ServiceError::NoOpening(_)
                 | ServiceError::JobOver { .. }
                 | ServiceError::NoTenant(_)
+                | ServiceError::NoSchedule { .. }
                 | ServiceError::NoFlagValue { .. } => 1,
                 ServiceError::UnknownKind { .. }
+                | ServiceError::Slots(_)
                 | ServiceError::WrongPlace { .. }
                 | ServiceError::PayloadSyntax(_)
                 | ServiceError::PayloadShape(_)
@@ -146,6 +148,10 @@ pub async fn run(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<Outcome, Fail
         }
         Noun::Kinds { verb } => {
             queues::kinds(cli, &config, verb, terminal).await?;
+            Outcome::Done
+        }
+        Noun::Schedules { verb } => {
+            schedules::run(cli, &config, verb, terminal).await?;
             Outcome::Done
         }
         Noun::Audit { verb } => audit::run(cli, &config, verb, terminal).await?,

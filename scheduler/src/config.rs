@@ -94,7 +94,7 @@ impl Config {
         for (key, found, min, max) in [
             ("tick_ms", self.tick_ms, 10, 60_000),
             ("rescue_secs", self.rescue_secs, 1, 3600),
-            // Well below `slots::SKIP_GRACE_SECS`, so that a running scheduler is never too late for a slot.
+            // Well below `reeve_jobs::queue::slots::SKIP_GRACE_SECS`, so that a running scheduler is never too late for a slot.
             ("slots_secs", self.slots_secs, 1, 30),
             ("upkeep_secs", self.upkeep_secs, 10, 86_400),
             // The ranges of reeve.history_upkeep.

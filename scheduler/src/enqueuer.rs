@@ -9,13 +9,13 @@
 //! 1. **locks** the due rows of `reeve.schedules` with `FOR UPDATE SKIP LOCKED`. A row that another scheduler holds is
 //!    skipped, not waited for, so schedulers share the work and never queue behind each other. The rows are few,
 //!    and held for the length of one run: an `INSERT … SELECT` for each due schedule;
-//! 2. **moves** `next_at` by compare-and-set: `reeve.schedule_fire` changes the row only while `next_at` still is what
+//! 2. **moves** `next_at` by compare-and-set: `reeve.schedule_fire_slots` changes the row only while `next_at` still is what
 //!    this transaction saw. What was seen and then slept upon matches nothing, and fires nothing;
 //! 3. **inserts** the jobs in the same statement list, each under the **unique key** of its slot. Jobs and the moved
 //!    `next_at` commit together or not at all.
 //!
 //! "Due" is decided on **the database's clock**, the only one that all schedulers share; a scheduler whose own clock is
-//! wrong is merely a scheduler. Slots are computed from that time too (see [`crate::slots`]).
+//! wrong is merely a scheduler. Slots are computed from that time too (see [`reeve_jobs::queue::slots`]).
 //!
 //! **Paused and resumed** (a stopped container, a frozen machine, a long swap): the lock would outlive the process' pulse,
 //! and this schedule would wait for it. So the transaction allows itself [`STALL_MS`] between two statements; then
@@ -30,12 +30,10 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
+use reeve_jobs::queue::slots::{Cadence, SlotError, Step};
 use sqlx::{Connection, PgConnection, PgPool, Row};
 
-use crate::{
-    service::{Service, ServiceError},
-    slots::{Cadence, SlotError, Step},
-};
+use crate::service::{Service, ServiceError};
 
 /// Milliseconds that the transaction may stand idle before PostgreSQL ends it. In a healthy scheduler only the
 /// computation of a slot lies between two statements: microseconds.
@@ -63,6 +61,8 @@ pub(crate) struct Due {
     catch_up: String,
     next_at: Option<DateTime<Utc>>,
     now: DateTime<Utc>,
+    /// How many missed slots may fire at a time.
+    slots_max: i32,
 }
 
 /// See the module's head.
@@ -94,10 +94,11 @@ impl Enqueuer {
             match fire_alone(&mut tx, &due, &step).await? {
                 Ok(Some(jobs)) => {
                     self.settle_complaint(&due.kind);
-                    if let Some(slot) = step.slot {
-                        fired.slots += 1;
+                    if let Some(slot) = step.slots.last() {
+                        let slots = step.slots.len();
+                        fired.slots += u64::try_from(slots).unwrap_or(u64::MAX);
                         fired.jobs += jobs;
-                        tracing::info!(kind = due.kind, %slot, jobs, next = %step.following, "slot fired");
+                        tracing::info!(kind = due.kind, %slot, slots, jobs, next = %step.following, "slot fired");
                     } else {
                         fired.moved += 1;
                         tracing::info!(kind = due.kind, next = %step.following, "schedule moved on without firing");
@@ -145,7 +146,8 @@ impl Service for Enqueuer {
 impl Due {
     pub(crate) fn step(&self) -> Result<Step, SlotError> {
         let catch_up = self.catch_up.parse()?;
-        Cadence::parse(&self.cron, &self.time_zone)?.step(self.next_at, self.now, catch_up)
+        let slots_max = usize::try_from(self.slots_max).unwrap_or(1);
+        Cadence::parse(&self.cron, &self.time_zone)?.step(self.next_at, self.now, catch_up, slots_max)
     }
 }
 
@@ -156,7 +158,8 @@ pub(crate) async fn look(tx: &mut PgConnection, stall_ms: i32) -> sqlx::Result<V
         .execute(&mut *tx)
         .await?;
     let rows = sqlx::query(
-        "-- enqueuer.due\nSELECT kind, cron, time_zone, catch_up, next_at, now_at FROM reeve.schedules_due()",
+        "-- enqueuer.due
+        SELECT kind, cron, time_zone, catch_up, next_at, now_at, slots_max FROM reeve.schedules_due()",
     )
     .fetch_all(tx)
     .await?;
@@ -169,17 +172,18 @@ pub(crate) async fn look(tx: &mut PgConnection, stall_ms: i32) -> sqlx::Result<V
                 catch_up: row.try_get("catch_up")?,
                 next_at: row.try_get("next_at")?,
                 now: row.try_get("now_at")?,
+                slots_max: row.try_get("slots_max")?,
             })
         })
         .collect()
 }
 
-/// Moves the schedule on and makes the slot's jobs. Returns how many, or `None` when it had moved on already.
+/// Moves the schedule on and makes the slots' jobs. Returns how many, or `None` when it had moved on already.
 pub(crate) async fn fire(tx: &mut PgConnection, due: &Due, step: &Step) -> sqlx::Result<Option<u64>> {
-    let made: Option<i64> = sqlx::query_scalar("-- enqueuer.fire\nSELECT reeve.schedule_fire($1, $2, $3, $4)")
+    let made: Option<i64> = sqlx::query_scalar("-- enqueuer.fire\nSELECT reeve.schedule_fire_slots($1, $2, $3, $4)")
         .bind(&due.kind)
         .bind(due.next_at)
-        .bind(step.slot)
+        .bind(&step.slots)
         .bind(step.following)
         .fetch_one(tx)
         .await?;

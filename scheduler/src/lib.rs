@@ -11,7 +11,7 @@
 //!
 //! | question | module |
 //! | --- | --- |
-//! | when is the next slot of a cron expression, and what of those missed? | [`slots`] |
+//! | when is the next slot of a cron expression, and what of those missed? | `reeve_jobs::queue::slots` |
 //! | which schedules are due, and why is there no leader? | [`enqueuer`] |
 //! | who makes waiting jobs available? | [`promoter`] |
 //! | what becomes of a job whose worker vanished? | [`rescuer`] |
@@ -28,7 +28,6 @@ pub mod pruner;
 pub mod rescuer;
 pub mod service;
 pub mod signer;
-pub mod slots;
 
 #[cfg(test)]
 mod tests;

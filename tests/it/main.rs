@@ -26,6 +26,7 @@ mod peers;
 mod placements;
 mod redis_queue;
 mod regions;
+mod schedulers;
 mod schema;
 mod scope;
 mod settling;

@@ -30,6 +30,7 @@ const FILES: &[(i64, &str, &str)] = &[
     (17, "limits", include_str!("../../../migrations/0017_limits.sql")),
     (18, "claim", include_str!("../../../migrations/0018_claim.sql")),
     (19, "audit_signing", include_str!("../../../migrations/0019_audit_signing.sql")),
+    (21, "schedule_commands", include_str!("../../../migrations/0021_schedule_commands.sql")),
 ];
 
 /// The schema this build needs.

@@ -11,6 +11,10 @@ pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "program")]
+pub mod schedules;
+#[cfg(feature = "program")]
+pub mod slots;
+#[cfg(feature = "program")]
 pub mod waits;
 
 use std::{future::Future, time::Duration};

@@ -7,7 +7,7 @@ use reeve_jobs::{
     audit::shipped::ShippedError,
     client::EnqueueError,
     program::{self, migrate::MigrateError, soundness::SoundnessError},
-    queue::inspect,
+    queue::{inspect, slots::SlotError},
 };
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -20,6 +20,7 @@ pub mod flags;
 pub mod jobs;
 pub mod migrate;
 pub mod placements;
+pub mod schedules;
 pub mod tenants;
 
 /// Why nothing was done.
@@ -40,6 +41,10 @@ pub enum ServiceError {
     NoFlagValue { name: String, of: String },
     #[error("there is no break-glass opening {0}; `reeve breakglass list` shows those there are")]
     NoOpening(Uuid),
+    #[error("there is no schedule of kind {kind:?}; schedules are {known}")]
+    NoSchedule { kind: String, known: String },
+    #[error(transparent)]
+    Slots(#[from] SlotError),
     #[error("unknown kind {name:?}; known kinds are {known}")]
     UnknownKind { name: String, known: String },
     #[error("{state} jobs are not here: {advice}")]

@@ -250,3 +250,117 @@ async fn a_paused_schedule_does_not_fire() {
     assert_eq!(Enqueuer::new().run_once(&pool).await.expect("a run"), Fired::default());
     database.drop_now().await;
 }
+
+#[tokio::test]
+async fn after_downtime_all_fires_every_missed_slot_under_its_own_key() {
+    let (database, pool) = database().await;
+    let db = &database.admin;
+    run(
+        db,
+        "INSERT INTO reeve.schedules (kind, cron, catch_up, next_at)
+         SELECT 'test.tick', '0 0 * * *', 'all', date_trunc('day', now() AT TIME ZONE 'UTC' - interval '4 days') AT TIME ZONE 'UTC'",
+    )
+    .await;
+    let fired = Enqueuer::new().run_once(&pool).await.expect("a run");
+    // Six when midnight passes in between.
+    assert!(fired.slots == 5 || fired.slots == 6, "{fired:?}");
+    assert_eq!(fired.jobs, 3 * fired.slots);
+    let keys = ask(db, "SELECT count(DISTINCT unique_key) FROM reeve.jobs").await;
+    assert_eq!(keys, fired.slots.to_string());
+    assert_eq!(ask(db, "SELECT next_at > now() AND last_slot_at <= now() FROM reeve.schedules").await, "true");
+    database.drop_now().await;
+}
+
+#[tokio::test]
+async fn what_all_makes_up_for_at_a_time_is_bounded_and_nothing_is_left_out() {
+    let (database, pool) = database().await;
+    let db = &database.admin;
+    run(
+        db,
+        "INSERT INTO reeve.schedules (kind, cron, catch_up, next_at)
+         VALUES ('test.tick', '* * * * *', 'all', date_trunc('minute', now() - interval '1500 minutes'))",
+    )
+    .await;
+    let mut enqueuer = Enqueuer::new();
+    assert_eq!(enqueuer.run_once(&pool).await.expect("a run").slots, 1000);
+    let rest = enqueuer.run_once(&pool).await.expect("a run").slots;
+    assert!((501..=520).contains(&rest), "{rest}");
+    let minutes =
+        "SELECT extract(epoch FROM max(run_at) - min(run_at)) / 60 + 1 = count(DISTINCT run_at) FROM reeve.jobs";
+    assert_eq!(ask(db, minutes).await, "true");
+    database.drop_now().await;
+}
+
+/// What the planner and the functions touch does not grow with the tenants: a hundred thousand take the looks of three.
+#[tokio::test]
+async fn a_hundred_thousand_tenants_take_no_more_looks_than_three() {
+    let (database, _) = database().await;
+    let db = &database.admin;
+    let mut looks = vec![];
+    for tenants in [3, 100_000] {
+        if tenants > 3 {
+            run(
+                db,
+                "SET session_replication_role = replica;
+                 INSERT INTO reeve.tenants (id, name, region)
+                 SELECT 'n' || n, 'N', 'r' || n % 3 FROM generate_series(4, 100000) n",
+            )
+            .await;
+        }
+        slot_due(db).await;
+        run(db, "DELETE FROM reeve.jobs").await;
+        // A session of its own: what it counts begins with nothing.
+        let mut session =
+            sqlx::PgConnection::connect_with(&database.options("reeve_scheduler")).await.expect("connected");
+        let mut tx = session.begin().await.expect("begun");
+        let due = enqueuer::look(&mut tx, STALL_MS).await.expect("a look").remove(0);
+        let made = enqueuer::fire(&mut tx, &due, &due.step().expect("a step")).await.expect("fired");
+        assert_eq!(made, Some(tenants));
+        // Rows that reads of other tables returned, and how often they were begun; the jobs' own unique index is its guard.
+        let read: i64 = sqlx::query_scalar(
+            "SELECT sum(coalesce(seq_scan, 0) + coalesce(idx_scan, 0))::bigint FROM pg_stat_xact_user_tables
+             WHERE schemaname = 'reeve' AND relname <> 'jobs'",
+        )
+        .fetch_one(&mut *tx)
+        .await
+        .expect("statistics");
+        looks.push(read);
+        tx.commit().await.expect("committed");
+    }
+    assert_eq!(looks[0], looks[1], "{looks:?}");
+    let regions =
+        "SELECT count(*) FROM reeve.jobs j JOIN reeve.tenants t ON t.id = j.tenant_id AND t.region = j.region";
+    assert_eq!(ask(db, regions).await, "100000");
+    database.drop_now().await;
+}
+
+#[tokio::test]
+async fn whoever_may_not_work_now_gets_jobs_that_wait() {
+    let (database, pool) = database().await;
+    let db = &database.admin;
+    run(
+        db,
+        "UPDATE reeve.tenants SET paused = id = 't1', moving = id = 't2';
+         INSERT INTO reeve.flags (name, description, value_type, default_value) VALUES ('kind.test.tick', 'd', 'bool', 'true');
+         UPDATE reeve.tenants SET kinds_off = '{test.tick}' WHERE id = 't3'",
+    )
+    .await;
+    slot_due(db).await;
+    assert_eq!(Enqueuer::new().run_once(&pool).await.expect("a run").jobs, 3);
+    run(db, "SELECT reeve.promote(100)").await;
+    let claimed = "SELECT count(*) FROM reeve.claim('tests', 'default', 10, 'w', '', 30) WHERE id IS NOT NULL";
+    assert_eq!(ask(db, claimed).await, "0");
+    assert_eq!(ask(db, "SELECT count(*) FROM reeve.jobs WHERE state = 'available'").await, "3");
+    database.drop_now().await;
+}
+
+#[tokio::test]
+async fn the_operators_window_comes_before_the_kinds_own() {
+    let (database, pool) = database().await;
+    let db = &database.admin;
+    slot_due(db).await;
+    run(db, "UPDATE reeve.schedules SET window_secs = 0, window_override = 3600").await;
+    Enqueuer::new().run_once(&pool).await.expect("a run");
+    assert_eq!(ask(db, "SELECT count(DISTINCT run_at) FROM reeve.jobs").await, "3");
+    database.drop_now().await;
+}
