@@ -15,7 +15,7 @@ use reeve_jobs::{
     queue::{Lane, PostgresQueue, Queue, Settlement},
 };
 use reeve_scheduler::rescuer;
-use reeve_worker::runtime::Handler;
+use reeve_worker::runtime::{Handler, Progress};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::support::{Receiver, Town, until};
@@ -29,7 +29,7 @@ where
     F: Fn(ClaimedJob, ProbeFleet) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Outcome> + Send,
 {
-    async fn handle(&self, job: &ClaimedJob, _: TenantContext, work: Work) -> Outcome {
+    async fn handle(&self, job: &ClaimedJob, _: TenantContext, work: Work, _: &Progress) -> Outcome {
         match work {
             Work::FleetProbe(probe) => (self.0)(job.clone(), probe).await,
             other => panic!("only probes here, not {other:?}"),

@@ -30,6 +30,9 @@ const FILES: &[(i64, &str, &str)] = &[
     (17, "limits", include_str!("../../../migrations/0017_limits.sql")),
     (18, "claim", include_str!("../../../migrations/0018_claim.sql")),
     (19, "audit_signing", include_str!("../../../migrations/0019_audit_signing.sql")),
+    (22, "progress", include_str!("../../../migrations/0022_progress.sql")),
+    (23, "bulk", include_str!("../../../migrations/0023_bulk.sql")),
+    (24, "history", include_str!("../../../migrations/0024_history.sql")),
 ];
 
 /// The schema this build needs.

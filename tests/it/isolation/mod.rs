@@ -19,7 +19,7 @@ use reeve_jobs::{
     tenant::{Rows, Scope, ScopeError, TenantRow},
 };
 use reeve_worker::runtime::{
-    Handler,
+    Handler, Progress,
     attempt::{self, Job},
     lease::Leases,
 };
@@ -266,7 +266,7 @@ async fn a_database_that_holds_another_context_gets_no_scope() {
 struct Never;
 
 impl Handler for Never {
-    async fn handle(&self, _: &ClaimedJob, _: TenantContext, _: Work) -> Outcome {
+    async fn handle(&self, _: &ClaimedJob, _: TenantContext, _: Work, _: &Progress) -> Outcome {
         Outcome::Done
     }
 }
