@@ -170,6 +170,11 @@ pub enum Jobs {
     Retry(Act),
     /// Cancel a job; a running one is asked to stop
     Cancel(Act),
+    /// Retry, cancel or move all jobs that match a filter; counts them first
+    Bulk {
+        #[command(subcommand)]
+        verb: crate::bulk::Bulk,
+    },
     /// Follow jobs: one line for each that appears or changes state, until Ctrl-C
     Tail(Tail),
 }
@@ -341,7 +346,7 @@ pub struct Search {
     pub limit: i64,
 }
 
-fn moment(text: &str) -> Result<DateTime<Utc>, String> {
+pub(crate) fn moment(text: &str) -> Result<DateTime<Utc>, String> {
     if let Ok(day) = text.parse::<NaiveDate>() {
         return Ok(day.and_time(NaiveTime::MIN).and_utc());
     }

@@ -8,7 +8,9 @@
 //! ([`cli::EXIT_CODES`]). This crate never claims or settles a job and never opens a tenant's scope: it reads as
 //! `reeve_ops`, and acts through SQL functions that write the audit log themselves.
 mod audit;
+pub mod bars;
 mod breakglass;
+pub mod bulk;
 pub mod cli;
 pub mod config;
 pub mod output;

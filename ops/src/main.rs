@@ -25,7 +25,9 @@ fn start(cli: &Cli) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let mut stdout = std::io::stdout().lock();
     let mut stderr = std::io::stderr();
+    let is_terminal = std::io::IsTerminal::is_terminal(&stdout);
     let mut terminal = Terminal {
+        is_terminal,
         out: &mut stdout,
         messages: &mut stderr,
         input: &mut std::io::stdin(),

@@ -138,6 +138,7 @@ pub fn job(out: &mut dyn Write, detail: &JobDetail) -> io::Result<()> {
     field("attempted", or_dash(job.attempted_at.map(time)));
     field("finished", or_dash(job.finished_at.map(time)));
     field("worker", or_dash(job.worker.as_deref()));
+    field("progress", or_dash(detail.progress.as_ref().map(crate::bars::words)));
     field("lease until", or_dash(detail.lease_expires_at.map(time)));
     field("cancel asked", or_dash(detail.cancel_reason.as_deref()));
     field("dedupe key", or_dash(detail.dedupe_key.as_deref()));

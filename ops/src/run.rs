@@ -18,7 +18,9 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection, PgPool, postgres::PgConnectOptions};
 
 use crate::{
-    audit, breakglass,
+    audit,
+    bars::Bars,
+    breakglass, bulk,
     cli::{self, Cli, Noun},
     config::Config,
     output, placement, queues, schedules,
@@ -36,6 +38,8 @@ pub struct Terminal<'a> {
     pub input: &'a mut dyn Read,
     /// The operator's name, as the audit log is to have it.
     pub user: Option<String>,
+    /// Whether data goes to a terminal, where bars can be drawn.
+    pub is_terminal: bool,
 }
 
 /// How a command ended that could be done.
@@ -242,6 +246,7 @@ async fn jobs(cli: &Cli, config: &Config, verb: &cli::Jobs, terminal: &mut Termi
             let acted = jobs::cancel(&pool, arguments.id, Act { actor: &actor, reason: &arguments.reason }).await?;
             show(cli, terminal, &acted, acted_on)?;
         }
+        cli::Jobs::Bulk { verb } => return bulk::run(cli, config, verb, terminal).await,
         cli::Jobs::Tail(arguments) => {
             let pool = open(config).await?;
             tail(cli, &pool, arguments, terminal).await?;
@@ -333,17 +338,22 @@ const TAIL_EVERY: Duration = Duration::from_millis(300);
 
 async fn tail(cli: &Cli, pool: &PgPool, arguments: &cli::Tail, terminal: &mut Terminal<'_>) -> Result<(), Failure> {
     let filter = Filter { tenant: arguments.tenant.clone(), kind: arguments.kind.clone(), state: None };
-    let mut tail = Tail::start(pool, filter).await?;
+    let mut tail = Tail::start(pool, filter.clone()).await?;
+    let mut bars = Bars::new(terminal.is_terminal, cli.json);
     let follow = async {
         loop {
             tokio::time::sleep(TAIL_EVERY).await;
-            for change in tail.look(pool).await? {
+            let news = tail.look(pool).await?;
+            let reports = jobs::progress(pool, &filter).await?;
+            bars.clear(terminal.out)?;
+            for change in news {
                 if cli.json {
                     output::json_line(terminal.out, &change)?;
                 } else {
                     output::change(terminal.out, &change)?;
                 }
             }
+            bars.show(terminal.out, &reports)?;
             terminal.out.flush()?;
         }
     };

@@ -39,6 +39,7 @@ async fn run_with(config: &str, arguments: &[&str], stdin: &str, user: Option<&s
     let cli = Cli::try_parse_from([&["reeve", "--config", &path], arguments].concat()).expect("arguments");
     let (mut out, mut messages) = (Vec::new(), Vec::new());
     let mut terminal = Terminal {
+        is_terminal: false,
         out: &mut out,
         messages: &mut messages,
         input: &mut stdin.as_bytes(),

@@ -5,7 +5,7 @@
 //!                                             parked, old ──pruner──► history ──pruner──► dropped
 //! ```
 //!
-//! Five services, each a loop around a `run_once` that is safe to run many times over and in many schedulers at a time:
+//! Each service is a loop around a `run_once` that is safe to run many times over and in many schedulers at a time:
 //! the work itself is a function of the database, granted to this role alone, and it is decided on the database's clock.
 //! This program sees no tenant's row. It runs no job, and it sends nothing anywhere.
 //!
@@ -16,10 +16,12 @@
 //! | who makes waiting jobs available? | [`promoter`] |
 //! | what becomes of a job whose worker vanished? | [`rescuer`] |
 //! | what is thrown away, and when? | [`pruner`] |
+//! | who works through an operator's bulk operation? | [`bulk`] |
 //! | who signs the audit log, so that a change of it shows? | [`signer`] |
 //! | what was opened for a time, and is over? | [`closer`] |
 //! | how do these keep running? | [`service`] |
 //! | what can be set? | [`config`] |
+pub mod bulk;
 pub mod closer;
 pub mod config;
 pub mod enqueuer;

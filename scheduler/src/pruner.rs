@@ -45,6 +45,12 @@ pub struct Pruned {
     /// Dead and quarantined jobs that became history.
     pub parked: u64,
     pub attempts: u64,
+    /// Rows of history past a shorter time of their tenant or kind.
+    pub history: u64,
+    /// Subjects of jobs that are gone.
+    pub subjects: u64,
+    /// Reports of progress whose lease is over.
+    pub progress: u64,
     /// Audit entries of which only their hashes are kept, and hashes that went with their checkpoint.
     pub audit_entries: u64,
     pub audit_stubs: u64,
@@ -95,12 +101,39 @@ pub(crate) async fn run_batches(pool: &PgPool, keep: &Keep, batch: i32) -> sqlx:
             break;
         }
     }
+    over(pool, batch, &mut pruned).await?;
     loop {
         let (entries, stubs) = audit::inspect::prune(pool, batch).await?;
         pruned.audit_entries += entries.unsigned_abs();
         pruned.audit_stubs += stubs.unsigned_abs();
         if (entries, stubs) == (0, 0) {
             return Ok(pruned);
+        }
+    }
+}
+
+/// History past a shorter time of its own, subjects of jobs that are gone, reports of leases that are over.
+async fn over(pool: &PgPool, batch: i32, pruned: &mut Pruned) -> sqlx::Result<()> {
+    let full = u64::from(batch.unsigned_abs());
+    loop {
+        let row = sqlx::query("-- pruner.history\nSELECT reeve.prune_history($1), reeve.prune_subjects($1)")
+            .bind(batch)
+            .fetch_one(pool)
+            .await?;
+        let (rows, subjects) = (count(&row, 0)?, count(&row, 1)?);
+        pruned.history += rows;
+        pruned.subjects += subjects;
+        if rows < full && subjects < full {
+            break;
+        }
+    }
+    loop {
+        let row =
+            sqlx::query("-- pruner.progress\nSELECT reeve.prune_progress($1)").bind(batch).fetch_one(pool).await?;
+        let reports = count(&row, 0)?;
+        pruned.progress += reports;
+        if reports < full {
+            return Ok(());
         }
     }
 }
@@ -127,6 +160,9 @@ impl Service for Pruner {
                 stray_history = pruned.stray_history,
                 parked = pruned.parked,
                 attempts = pruned.attempts,
+                history = pruned.history,
+                subjects = pruned.subjects,
+                progress = pruned.progress,
                 audit_entries = pruned.audit_entries,
                 audit_stubs = pruned.audit_stubs,
                 "upkeep done"

@@ -17,7 +17,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{closer::Closer, config::Config, enqueuer::Enqueuer, promoter::Promoter, pruner::Pruner, rescuer::Rescuer};
+use crate::{
+    bulk::BulkRunner, closer::Closer, config::Config, enqueuer::Enqueuer, promoter::Promoter, pruner::Pruner,
+    rescuer::Rescuer,
+};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -52,6 +55,7 @@ pub async fn run(pool: &PgPool, config: &Config, stop: &CancellationToken) -> Re
     fleet.start(Enqueuer::new(), config.slots());
     fleet.start(Promoter, config.tick());
     fleet.start(Rescuer, config.rescue());
+    fleet.start(BulkRunner, config.rescue());
     fleet.start(Closer, config.rescue());
     fleet.start(Pruner { keep: config.into() }, config.upkeep());
     if let Some(signer) = config.signer() {

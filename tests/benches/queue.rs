@@ -28,7 +28,7 @@ use reeve_jobs::{
     queue::PostgresQueue,
     tenant::Directory,
 };
-use reeve_worker::runtime::{Fleet, FleetConfig, Handler, fleet::Slots};
+use reeve_worker::runtime::{Fleet, FleetConfig, Handler, Progress, fleet::Slots};
 use sqlx::{Connection, PgConnection, PgPool, postgres::PgConnectOptions};
 use tokio_util::sync::CancellationToken;
 
@@ -47,7 +47,7 @@ struct Probe {
 }
 
 impl Handler for Probe {
-    async fn handle(&self, job: &ClaimedJob, _: TenantContext, work: Work) -> Outcome {
+    async fn handle(&self, job: &ClaimedJob, _: TenantContext, work: Work, _: &Progress) -> Outcome {
         let now = Instant::now();
         self.first.get_or_init(|| now);
         if let Some(starts) = &self.starts {

@@ -15,7 +15,7 @@ use reeve_jobs::{
     queue::{Lane, PostgresQueue, Queue, Settlement},
 };
 use reeve_scheduler::rescuer;
-use reeve_worker::runtime::Handler;
+use reeve_worker::runtime::{Handler, Progress};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::support::{Receiver, Town, until};
@@ -29,7 +29,7 @@ where
     F: Fn(ClaimedJob, ProbeFleet) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Outcome> + Send,
 {
-    async fn handle(&self, job: &ClaimedJob, _: TenantContext, work: Work) -> Outcome {
+    async fn handle(&self, job: &ClaimedJob, _: TenantContext, work: Work, _: &Progress) -> Outcome {
         match work {
             Work::FleetProbe(probe) => (self.0)(job.clone(), probe).await,
             other => panic!("only probes here, not {other:?}"),
@@ -381,7 +381,8 @@ async fn a_job_whose_lease_was_taken_is_told_to_stop() {
         .execute(&town.db.admin)
         .await
         .expect("taken away");
-    stopped.cancelled().await;
+    // Its budget would end it too, after 30 s: this is to be the lease's doing.
+    tokio::time::timeout(Duration::from_secs(20), stopped.cancelled()).await.expect("told to stop");
     until("the next attempt does it", async || town.state(job).await == "completed").await;
     fleet.stop().await;
 }

@@ -9,7 +9,7 @@ use reeve_jobs::{
     queue::{Lane, PostgresQueue, Queue},
     tenant::{Scope, ScopeError, placements},
 };
-use reeve_worker::runtime::Handler;
+use reeve_worker::runtime::{Handler, Progress};
 use sqlx::{Connection, PgConnection};
 use tokio::sync::{Notify, Semaphore};
 
@@ -66,7 +66,7 @@ struct Held {
 }
 
 impl Handler for Held {
-    async fn handle(&self, _: &ClaimedJob, _: TenantContext, _: Work) -> Outcome {
+    async fn handle(&self, _: &ClaimedJob, _: TenantContext, _: Work, _: &Progress) -> Outcome {
         self.begun.notify_one();
         self.go.acquire().await.expect("never closed").forget();
         Outcome::Done

@@ -23,7 +23,7 @@ use reeve_jobs::{
 };
 use reeve_worker::{
     placement::{self, NewPlacement, PlacementError},
-    runtime::Handler,
+    runtime::{Handler, Progress},
 };
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -176,7 +176,7 @@ impl Marker {
 }
 
 impl Handler for Marker {
-    async fn handle(&self, _: &ClaimedJob, context: TenantContext, _: Work) -> Outcome {
+    async fn handle(&self, _: &ClaimedJob, context: TenantContext, _: Work, _: &Progress) -> Outcome {
         self.mark(&context).await.map_or_else(ScopeError::into_outcome, |()| Outcome::Done)
     }
 }

@@ -15,7 +15,7 @@ use reeve_jobs::{
     kinds::Work,
     tenant::{Directory, Scope, ScopeError, placements, region},
 };
-use reeve_worker::runtime::Handler;
+use reeve_worker::runtime::{Handler, Progress};
 use sqlx::Executor;
 
 use crate::{
@@ -121,7 +121,7 @@ struct Exporter {
 }
 
 impl Handler for Exporter {
-    async fn handle(&self, _: &ClaimedJob, context: TenantContext, _: Work) -> Outcome {
+    async fn handle(&self, _: &ClaimedJob, context: TenantContext, _: Work, _: &Progress) -> Outcome {
         if let Err(error) = region::require_bucket(self.directory.control(), &context, self.bucket).await {
             return error.into_outcome();
         }

@@ -11,7 +11,7 @@ use reeve_jobs::{
     queue::{Lane, PostgresQueue, Queue},
     tenant::{Directory, Rows, Scope, ScopeError},
 };
-use reeve_worker::runtime::{Fleet, FleetConfig, Handler, fleet::Slots};
+use reeve_worker::runtime::{Fleet, FleetConfig, Handler, Progress, fleet::Slots};
 use sqlx::postgres::PgConnectOptions;
 
 use crate::support::{Town, until};
@@ -28,7 +28,7 @@ struct Stays {
 }
 
 impl Handler for Stays {
-    async fn handle(&self, job: &ClaimedJob, context: TenantContext, _: Work) -> Outcome {
+    async fn handle(&self, job: &ClaimedJob, context: TenantContext, _: Work, _: &Progress) -> Outcome {
         let mut scope = Scope::open_control(&self.directory, &context).await.expect("a scope");
         scope.write(sqlx::query_scalar(EFFECT), Rows::Exactly(1)).await.expect("an effect");
         if self.together {

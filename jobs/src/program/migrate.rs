@@ -31,6 +31,9 @@ const FILES: &[(i64, &str, &str)] = &[
     (18, "claim", include_str!("../../../migrations/0018_claim.sql")),
     (19, "audit_signing", include_str!("../../../migrations/0019_audit_signing.sql")),
     (21, "schedule_commands", include_str!("../../../migrations/0021_schedule_commands.sql")),
+    (22, "progress", include_str!("../../../migrations/0022_progress.sql")),
+    (23, "bulk", include_str!("../../../migrations/0023_bulk.sql")),
+    (24, "history", include_str!("../../../migrations/0024_history.sql")),
 ];
 
 /// The schema this build needs.

@@ -67,8 +67,29 @@ pub struct JobDetail {
     pub dedupe_key: Option<String>,
     pub traceparent: Option<String>,
     pub payload: serde_json::Value,
+    /// Of the attempt that runs now.
+    pub progress: Option<Progress>,
     /// Attempts that did not finish the job, oldest first.
     pub attempts: Vec<Attempt>,
+}
+
+/// How far a running job has come, as its handler said last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    pub step: String,
+    pub done: i64,
+    /// `None` where the handler cannot know.
+    pub total: Option<i64>,
+    pub reported_at: DateTime<Utc>,
+}
+
+/// A running job that reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Progressing {
+    pub id: JobId,
+    pub tenant: TenantId,
+    pub kind: String,
+    pub progress: Progress,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -199,6 +220,7 @@ pub async fn find(pool: &PgPool, id: JobId) -> sqlx::Result<Option<JobDetail>> {
     };
     let job = summary(&row)?;
     let attempts = attempts(pool, &job.tenant, id).await?;
+    let progress = progress(pool, &Filter::default(), Some(id)).await?.pop().map(|one| one.progress);
     Ok(Some(JobDetail {
         place,
         job,
@@ -208,8 +230,40 @@ pub async fn find(pool: &PgPool, id: JobId) -> sqlx::Result<Option<JobDetail>> {
         dedupe_key: row.try_get("unique_key")?,
         traceparent: row.try_get("traceparent")?,
         payload: row.try_get("payload")?,
+        progress,
         attempts,
     }))
+}
+
+/// What running jobs report, the oldest job first. A report of a lease that is over is not shown.
+pub async fn progress(pool: &PgPool, filter: &Filter, id: Option<JobId>) -> sqlx::Result<Vec<Progressing>> {
+    let rows = sqlx::query(
+        "-- inspect.progress
+        SELECT j.id, j.tenant_id, j.kind, p.step, p.done, p.total, p.reported_at
+        FROM reeve.job_progress p JOIN reeve.jobs j ON j.id = p.job_id AND j.lease_token = p.lease_token
+        WHERE ($1::text IS NULL OR j.tenant_id = $1) AND ($2::text IS NULL OR j.kind = $2) AND ($3::uuid IS NULL OR p.job_id = $3)
+        ORDER BY j.id",
+    )
+    .bind(filter.tenant.as_ref().map(TenantId::as_str))
+    .bind(filter.kind.as_deref())
+    .bind(id)
+    .fetch_all(pool)
+    .await?;
+    let one = |row: &PgRow| {
+        let progress = Progress {
+            step: row.try_get("step")?,
+            done: row.try_get("done")?,
+            total: row.try_get("total")?,
+            reported_at: row.try_get("reported_at")?,
+        };
+        Ok(Progressing {
+            id: row.try_get("id")?,
+            tenant: parsed(row, "tenant_id")?,
+            kind: row.try_get("kind")?,
+            progress,
+        })
+    };
+    rows.iter().map(one).collect()
 }
 
 async fn attempts(pool: &PgPool, tenant: &TenantId, id: JobId) -> sqlx::Result<Vec<Attempt>> {

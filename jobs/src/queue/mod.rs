@@ -4,6 +4,8 @@
 //! idempotent); only the holder of the current lease settles it; tenants with ready jobs share each claim evenly by
 //! weight. Enqueueing is not here: it happens in the app's transaction, by SQL (see [`crate::client`]).
 #[cfg(feature = "program")]
+pub mod bulk;
+#[cfg(feature = "program")]
 pub mod inspect;
 #[cfg(feature = "program")]
 pub mod operate;
@@ -74,6 +76,17 @@ pub struct Renewed {
     pub cancel_reason: Option<String>,
 }
 
+/// How far a held job has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    pub job: JobId,
+    pub token: LeaseToken,
+    /// A constant of the program, so that nothing of a tenant's can stand here.
+    pub step: &'static str,
+    pub done: u64,
+    pub total: Option<u64>,
+}
+
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueueError {
@@ -119,6 +132,16 @@ pub trait Queue: Clone + Send + Sync + 'static {
 
     /// Stores ends of attempts. A job missing from the answer had lost its lease, and nothing of it was stored.
     fn settle(&self, batch: &[Settlement]) -> impl Future<Output = Result<Vec<JobId>, QueueError>> + Send;
+
+    /// Stores reports of jobs still held under these tokens, and takes away those of the leases in `over`. A queue that
+    /// keeps none loses nothing but what people would see.
+    fn report(
+        &self,
+        _reports: &[Report],
+        _over: &[(JobId, LeaseToken)],
+    ) -> impl Future<Output = Result<(), QueueError>> + Send {
+        async { Ok(()) }
+    }
 
     /// Asks enqueuers to ring for the next `secs`.
     fn wait_for_jobs(&self, lane: &Lane, secs: f64) -> impl Future<Output = Result<(), QueueError>> + Send;

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use sqlx::{PgPool, Row, postgres::PgRow};
 
-use super::{Claim, Lane, Queue, QueueError, Renewed, Settlement};
+use super::{Claim, Lane, Queue, QueueError, Renewed, Report, Settlement};
 use crate::{
     job::{ClaimedJob, JobId, LeaseToken},
     tenant::{Proof, TenantId},
@@ -112,6 +112,21 @@ impl Queue for PostgresQueue {
             .fetch_all(&self.pool)
             .await?;
         rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
+    async fn report(&self, reports: &[Report], over: &[(JobId, LeaseToken)]) -> Result<(), QueueError> {
+        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        sqlx::query("-- queue.report\nSELECT reeve.report_progress($1, $2, $3, $4, $5, $6, $7)")
+            .bind(reports.iter().map(|r| r.job.0).collect::<Vec<_>>())
+            .bind(reports.iter().map(|r| r.token.0).collect::<Vec<_>>())
+            .bind(reports.iter().map(|r| r.step).collect::<Vec<_>>())
+            .bind(reports.iter().map(|r| count(r.done)).collect::<Vec<_>>())
+            .bind(reports.iter().map(|r| r.total.map(count)).collect::<Vec<_>>())
+            .bind(over.iter().map(|(job, _)| job.0).collect::<Vec<_>>())
+            .bind(over.iter().map(|(_, token)| token.0).collect::<Vec<_>>())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
     }
 
     async fn wait_for_jobs(&self, lane: &Lane, secs: f64) -> Result<(), QueueError> {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     program,
-    tenant::{Proof, TenantId},
+    tenant::{Proof, TenantContext, TenantId},
 };
 
 /// Set by `./ops/test mutants`: the migrations are read from this directory, and the cluster is its mutant's alone.
@@ -121,6 +121,16 @@ impl TestDatabase {
         .await
         .expect("a key");
         Proof::new(&text)
+    }
+
+    /// A context as a job of this tenant would have it, with proof that the database honours.
+    pub async fn context(&self, tenant: &TenantId) -> TenantContext {
+        let region: String = sqlx::query_scalar("-- testing.region\nSELECT region FROM reeve.tenants WHERE id = $1")
+            .bind(tenant.as_str())
+            .fetch_one(&self.admin)
+            .await
+            .expect("the tenant is registered");
+        TenantContext::new(tenant.clone(), region, self.proof(tenant).await)
     }
 
     /// Lets a transaction of the worker's login speak for a tenant, past `Scope`.

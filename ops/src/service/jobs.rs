@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use reeve_jobs::{
     JobId, Kind, State, TenantId,
     queue::{
-        inspect::{self, Change, Filter, JobDetail, JobSummary, Mark, Place},
+        inspect::{self, Change, Filter, JobDetail, JobSummary, Mark, Place, Progressing},
         operate::{self, Act},
         waits::{self, Why},
     },
@@ -50,6 +50,11 @@ pub async fn list(pool: &PgPool, place: Place, filter: &Filter, limit: i64) -> R
 
 pub async fn show(pool: &PgPool, id: JobId) -> Result<JobDetail, ServiceError> {
     inspect::find(pool, id).await?.ok_or(ServiceError::NoJob(id))
+}
+
+/// What running jobs report; see [`inspect::progress`].
+pub async fn progress(pool: &PgPool, filter: &Filter) -> Result<Vec<Progressing>, ServiceError> {
+    Ok(inspect::progress(pool, filter, None).await?)
 }
 
 /// Why it waits; a job that is over waits for nothing.

@@ -19,7 +19,7 @@ use reeve_jobs::{
     tenant::{Rows, Scope, ScopeError, TenantRow},
 };
 use reeve_worker::runtime::{
-    Handler,
+    Handler, Progress,
     attempt::{self, Job},
     lease::Leases,
 };
@@ -266,7 +266,7 @@ async fn a_database_that_holds_another_context_gets_no_scope() {
 struct Never;
 
 impl Handler for Never {
-    async fn handle(&self, _: &ClaimedJob, _: TenantContext, _: Work) -> Outcome {
+    async fn handle(&self, _: &ClaimedJob, _: TenantContext, _: Work, _: &Progress) -> Outcome {
         Outcome::Done
     }
 }
@@ -378,4 +378,20 @@ async fn a_connection_that_comes_back_inside_a_transaction_is_not_handed_on() {
             .expect("the next user's query works");
         assert_eq!(context, None);
     }
+}
+
+/// The program refuses another region's tenant by itself: the database, which would refuse too, is not even asked.
+#[tokio::test]
+async fn a_tenant_of_another_region_is_refused_before_its_database_is_asked() {
+    let town = Town::new().await;
+    let pool = reeve_jobs::program::db::pool(town.db.options("reeve_worker"), 1).await.expect("a pool");
+    let directory = reeve_jobs::tenant::Directory::new(pool.clone());
+    let context = town.context(&town.a).await;
+    drop(Scope::open(&directory, &context).await.expect("a scope; the directory knows the tenant now"));
+    pool.close().await;
+    let asked = Scope::open(&directory, &context).await;
+    assert!(matches!(asked, Err(ScopeError::Database(sqlx::Error::PoolClosed))), "{asked:?}");
+    let elsewhere = TenantContext { region: "eu".into(), ..context };
+    let refused = Scope::open(&directory, &elsewhere).await;
+    assert!(matches!(refused, Err(ScopeError::Mismatch(_))), "{refused:?}");
 }

@@ -10,7 +10,10 @@ use reeve_jobs::{
     tenant::ScopeError,
 };
 
-use crate::{environment::Environment, runtime::Handler};
+use crate::{
+    environment::Environment,
+    runtime::{Handler, Progress},
+};
 
 /// Does jobs for real.
 #[derive(Debug, Clone)]
@@ -19,12 +22,12 @@ pub struct Duties {
 }
 
 impl Handler for Duties {
-    async fn handle(&self, job: &ClaimedJob, context: TenantContext, work: Work) -> Outcome {
+    async fn handle(&self, job: &ClaimedJob, context: TenantContext, work: Work, progress: &Progress) -> Outcome {
         let env = &self.environment;
         match work {
             Work::WebhookDeliver(payload) => webhooks::deliver::run(env, job, &context, &payload).await,
             Work::WebhookPrune(_) => webhooks::prune::run(env, &context).await,
-            Work::FleetProbe(payload) => probe::run(env, &context, &payload).await,
+            Work::FleetProbe(payload) => probe::run(env, &context, &payload, progress).await,
         }
         .unwrap_or_else(ScopeError::into_outcome)
     }

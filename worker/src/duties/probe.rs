@@ -9,7 +9,7 @@ use reeve_jobs::{
     tenant::{Placement, Scope, ScopeError, TenantRow},
 };
 
-use crate::environment::Environment;
+use crate::{environment::Environment, runtime::Progress};
 
 #[derive(sqlx::FromRow)]
 struct Tenant {
@@ -22,7 +22,15 @@ impl TenantRow for Tenant {
     }
 }
 
-pub async fn run(env: &Environment, context: &TenantContext, probe: &ProbeFleet) -> Result<Outcome, ScopeError> {
+/// The pieces of its sleep, after each of which it reports.
+const PIECES: u64 = 20;
+
+pub async fn run(
+    env: &Environment,
+    context: &TenantContext,
+    probe: &ProbeFleet,
+    progress: &Progress,
+) -> Result<Outcome, ScopeError> {
     // One after the other: a job that holds one connection while it waits for a second starves its peers.
     let mut seen = vec![own_rows(Scope::open(&env.directory, context).await?).await?];
     if env.directory.entry(&context.tenant).await?.placement != Placement::Shared {
@@ -31,7 +39,13 @@ pub async fn run(env: &Environment, context: &TenantContext, probe: &ProbeFleet)
     if let Some(wrong) = seen.into_iter().find(|rows| *rows != 1) {
         return Ok(Outcome::dead(format!("the tenant's own row was read {wrong} times")));
     }
-    tokio::time::sleep(Duration::from_millis(probe.sleep_ms)).await;
+    if probe.sleep_ms > 0 {
+        progress.step("sleeping", Some(PIECES));
+        for _ in 0..PIECES {
+            tokio::time::sleep(Duration::from_micros(probe.sleep_ms.saturating_mul(1_000 / PIECES))).await;
+            progress.advance();
+        }
+    }
     Ok(Outcome::Done)
 }
 

@@ -24,7 +24,10 @@ use reeve_jobs::{
 };
 use tracing::Instrument;
 
-use super::lease::{Lease, Stop};
+use super::{
+    lease::{Lease, Stop},
+    progress::Progress,
+};
 
 /// A claimed job with the lease that lets it run.
 #[derive(Debug, Clone)]
@@ -41,7 +44,14 @@ impl Job {
 
 /// What does the jobs: the worker's duties, or a test's stand-in.
 pub trait Handler: Clone + Send + Sync + 'static {
-    fn handle(&self, job: &ClaimedJob, context: TenantContext, work: Work) -> impl Future<Output = Outcome> + Send;
+    /// What it says to `progress` is for people to see, and decides nothing.
+    fn handle(
+        &self,
+        job: &ClaimedJob,
+        context: TenantContext,
+        work: Work,
+        progress: &Progress,
+    ) -> impl Future<Output = Outcome> + Send;
 }
 
 pub async fn traced(job: Job, inner: impl Future<Output = Outcome>) -> Outcome {
@@ -147,5 +157,5 @@ pub async fn run(handler: impl Handler, job: Job, region: Arc<str>) -> Outcome {
         Err(error) => return Outcome::retry(format!("the payload is not one of {kind}: {error}")),
     };
     let context = TenantContext { tenant: j.tenant.clone(), region, job: Some(j.id), proof: j.proof.clone() };
-    handler.handle(j, context, work).await
+    handler.handle(j, context, work, &job.lease.progress).await
 }

@@ -22,6 +22,7 @@ use super::{
     claimer::Claimer,
     doorbell::{self, Bells},
     lease::{Leases, Stop},
+    progress,
     settler::Settler,
 };
 
@@ -71,6 +72,7 @@ impl<Q: Queue, H: Handler> Fleet<Q, H> {
         let (settler, settling) = Settler::start(self.queue.clone(), leases.clone());
         let (stop, settled) = (CancellationToken::new(), CancellationToken::new());
         let renewing = tokio::spawn(leases.clone().renew_until(self.queue.clone(), settled.clone()));
+        let reporting = tokio::spawn(progress::report_until(leases.clone(), self.queue.clone(), settled.clone()));
         let lanes: Vec<_> = self
             .config
             .queues
@@ -99,8 +101,8 @@ impl<Q: Queue, H: Handler> Fleet<Q, H> {
         // The monitor and its workers, and with them all senders, are gone: the settler stores the rest and ends.
         let stored = settling.await;
         settled.cancel();
-        // Both only wait on tokens that are cancelled now.
-        let _ = tokio::join!(renewing, listening);
+        // They only wait on tokens that are cancelled now, and the reporter for one statement, with a limit.
+        let _ = tokio::join!(renewing, reporting, listening);
         stored.map_err(|_| FleetError::Settler)?;
         ran.map_err(|error| FleetError::Runtime(error.to_string()))
     }

@@ -11,9 +11,11 @@ use std::{
 
 use reeve_jobs::{
     job::{ClaimedJob, JobId, LeaseToken},
-    queue::Queue,
+    queue::{Queue, Report},
 };
 use tokio_util::sync::CancellationToken;
+
+use super::progress::Progress;
 
 /// Why a running job was told to stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,13 +32,15 @@ pub enum Stop {
 #[derive(Debug, Clone)]
 pub struct Lease {
     pub token: LeaseToken,
+    /// What the handler says of how far it has come.
+    pub progress: Progress,
     stop: CancellationToken,
     reason: Arc<OnceLock<Stop>>,
 }
 
 impl Lease {
     pub(super) fn new(token: LeaseToken) -> Self {
-        Self { token, stop: CancellationToken::new(), reason: Arc::default() }
+        Self { token, progress: Progress::default(), stop: CancellationToken::new(), reason: Arc::default() }
     }
 
     /// Resolves when the job must stop, with the first reason given.
@@ -68,12 +72,14 @@ struct Held {
 #[derive(Debug, Clone)]
 pub struct Leases {
     held: Arc<Mutex<HashMap<JobId, Held>>>,
+    /// Settled jobs of which a report may still be in the database.
+    over: Arc<Mutex<Vec<(JobId, LeaseToken)>>>,
     pub duration: Duration,
 }
 
 impl Leases {
     pub fn new(duration: Duration) -> Self {
-        Self { held: Arc::default(), duration }
+        Self { held: Arc::default(), over: Arc::default(), duration }
     }
 
     /// Takes up what a claim that began at `begun` brought.
@@ -92,10 +98,43 @@ impl Leases {
     pub fn release(&self, settled: impl IntoIterator<Item = (JobId, LeaseToken)>) {
         let mut held = self.lock();
         for (job, token) in settled {
-            if held.get(&job).is_some_and(|h| h.lease.token == token) {
-                held.remove(&job);
+            if held.get(&job).is_some_and(|h| h.lease.token == token)
+                && let Some(h) = held.remove(&job)
+                && h.lease.progress.is_stored()
+            {
+                self.over.lock().unwrap_or_else(PoisonError::into_inner).push((job, token));
             }
         }
+    }
+
+    /// What handlers have said and nobody has stored, and whose reports are to go; both in the order of ids.
+    pub(super) fn unreported(&self) -> (Vec<Report>, Vec<(JobId, LeaseToken)>) {
+        let report = |(job, h): (&JobId, &Held)| {
+            let said = h.lease.progress.news()?;
+            Some(Report { job: *job, token: h.lease.token, step: said.step, done: said.done, total: said.total })
+        };
+        let mut reports: Vec<_> = self.lock().iter().filter_map(report).collect();
+        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        reports.sort_unstable_by_key(|report| report.job);
+        over.sort_unstable_by_key(|(job, _)| *job);
+        (reports, over)
+    }
+
+    pub(super) fn note_reported(&self, reports: &[Report], over: &[(JobId, LeaseToken)]) {
+        let mut still = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        still.retain(|one| !over.contains(one));
+        drop(still);
+        let held = self.lock();
+        let mut settled = Vec::new();
+        for Report { job, token, step, done, total } in reports.iter().copied() {
+            match held.get(&job).filter(|h| h.lease.token == token) {
+                Some(h) => h.lease.progress.note_stored(super::progress::Said { step, done, total }),
+                // It settled while its report was under way.
+                None => settled.push((job, token)),
+            }
+        }
+        drop(held);
+        self.over.lock().unwrap_or_else(PoisonError::into_inner).extend(settled);
     }
 
     pub fn len(&self) -> usize {

@@ -19,7 +19,9 @@ pub mod doorbell;
 pub mod fleet;
 pub mod lease;
 pub mod outcome;
+pub mod progress;
 pub mod settler;
 
 pub use attempt::{Handler, Job};
 pub use fleet::{Fleet, FleetConfig};
+pub use progress::Progress;
