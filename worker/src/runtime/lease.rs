@@ -88,7 +88,11 @@ impl Leases {
         jobs.iter()
             .map(|job| {
                 let lease = Lease::new(job.lease_token);
-                held.insert(job.id, Held { lease: lease.clone(), until: begun + self.duration });
+                let before = held.insert(job.id, Held { lease: lease.clone(), until: begun + self.duration });
+                // Lost, and claimed again by this very process before a renewal could show it.
+                if let Some(before) = before.filter(|before| before.lease.token != job.lease_token) {
+                    before.lease.stop(Stop::LeaseLost);
+                }
                 lease
             })
             .collect()
