@@ -5,7 +5,8 @@
 -- reeve_worker ask reeve.held_tenant(), which verifies it, and that the lease is still the current one. What holds then:
 --   - a connection of a worker reaches tenants whose jobs this worker holds, and no other, whatever SQL runs on it;
 --   - an attempt that lost its lease is fenced by the database, from its next statement on.
--- What does not: SQL injected into a handler may use whatever contexts that very transaction was given, and no more.
+-- What does not: SQL injected into a handler may call reeve.claim like the worker itself, and so come to hold the jobs, and
+-- the proofs, of tenants that have one ready. It leaves a trace there: the job's attempt, and its lease.
 --
 -- The app is not bound so. It speaks for all its tenants by right, and names one (reeve.tenant()).
 --
