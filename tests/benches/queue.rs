@@ -6,7 +6,8 @@
 //! - `throughput`: a quarter of N, at most 4,000, enqueued one by one, CONCURRENCY at a time, the rest in bulk; then all
 //!   drained by no-op handlers. The drain clock runs from the first handler call until every settlement is stored.
 //! - `latency`: N single enqueues into an idle queue, from just before the call to the handler's first line.
-//! - `noisy`: one tenant floods N jobs of 5 ms; 0.3 s later 20 other tenants send one each.
+//! - `noisy`: one tenant floods N jobs of 5 ms; from 0.3 s later on 20 other tenants send one each, by turns, a hundred in
+//!   all, spread over as many moments: one alone would tell where in a claim's round it fell.
 use std::{
     collections::HashMap,
     io::Write,
@@ -34,6 +35,8 @@ use tokio_util::sync::CancellationToken;
 
 const TENANTS: usize = 20;
 const BULK: usize = 1_000;
+/// Jobs of quiet tenants beside a flood.
+const VICTIMS: usize = 100;
 
 /// Counts and times calls; sleeps as long as the job says.
 #[derive(Clone, Default)]
@@ -167,8 +170,7 @@ impl Bench {
             let id = client_alone(&self.app, &self.tenants[i % TENANTS]).await?;
             let started = wait_for(&starts, id).await?;
             waits.push(started.duration_since(begun));
-            // Not in step with any polling: 0 to 20 ms, spread by the golden ratio.
-            tokio::time::sleep(Duration::from_micros((i as u64).wrapping_mul(12_361) % 20_000)).await;
+            tokio::time::sleep(out_of_step(i)).await;
         }
         fleet.await??;
         waits.sort_unstable();
@@ -178,20 +180,22 @@ impl Bench {
     async fn noisy(&self, n: usize) -> Result<String> {
         self.bulk(&self.tenants[TENANTS], n, 5).await?;
         let starts: Arc<Mutex<HashMap<JobId, Instant>>> = Arc::default();
-        let probe = Probe { goal: n + TENANTS, starts: Some(starts.clone()), ..Probe::default() };
+        let probe = Probe { goal: n + VICTIMS, starts: Some(starts.clone()), ..Probe::default() };
         let fleet = self.fleet(&probe);
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let mut sent = Vec::new();
-        for tenant in &self.tenants[..TENANTS] {
-            let begun = Instant::now();
-            sent.push((begun, client_alone(&self.app, tenant).await?));
-        }
         let mut waits = Vec::new();
-        for (begun, id) in sent {
+        for i in 0..VICTIMS {
+            let begun = Instant::now();
+            let id = client_alone(&self.app, &self.tenants[i % TENANTS]).await?;
             waits.push(wait_for(&starts, id).await?.duration_since(begun));
+            tokio::time::sleep(out_of_step(i)).await;
         }
+        let flooding = probe.calls.load(Ordering::Relaxed) < n;
         probe.reached.cancel();
         fleet.await??;
+        if !flooding {
+            bail!("the flood of {n} jobs was over before the others had been served; take a larger N");
+        }
         waits.sort_unstable();
         Ok(format!("victim_p50_ms={:.2}\nvictim_max_ms={:.2}\n", at(&waits, 0.5), at(&waits, 1.0)))
     }
@@ -212,6 +216,11 @@ async fn wait_for(starts: &Mutex<HashMap<JobId, Instant>>, id: JobId) -> Result<
         }
         tokio::time::sleep(Duration::from_micros(500)).await;
     }
+}
+
+/// 0 to 20 ms, spread by the golden ratio: in step with no polling and no round of claims.
+fn out_of_step(i: usize) -> Duration {
+    Duration::from_micros((i as u64).wrapping_mul(12_361) % 20_000)
 }
 
 fn rate(jobs: usize, spent: Duration) -> f64 {

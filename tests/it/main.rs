@@ -27,6 +27,7 @@ mod moves;
 mod mutants;
 mod peers;
 mod placements;
+mod plans;
 mod progress;
 mod redis_queue;
 mod regions;

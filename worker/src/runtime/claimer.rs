@@ -2,8 +2,8 @@
 //! when there is nothing.
 //!
 //! How many jobs are claimed ahead is learnt: just enough that the slots do not run dry while a claim is under way. More
-//! would make a quiet tenant wait long for the next claim; fewer would let fast jobs wait for the database. It is not
-//! computed from the pace of the jobs, since that falls with too small a buffer and would keep it small.
+//! would make a quiet tenant wait long for the next claim; fewer would let fast jobs wait for the database. The pace of the
+//! jobs tells how many, as long as there are enough: where the buffer ran dry the pace is what the buffer let it be.
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -59,12 +59,17 @@ impl Ahead {
         Self { target: least, least }
     }
 
-    /// After a claim that brought all it was asked for: `left` of the buffer were still there when it came.
-    fn learn(&mut self, left: usize) {
+    /// After a claim that brought all it was asked for: of `before` jobs in the buffer `left` were still there when it came.
+    ///
+    /// A claim begins when half is gone. With four times as many as start during a claim, half of what was there is left
+    /// when the next comes, and claims are under way half of the time: a quiet tenant waits two claims' time on average.
+    fn learn(&mut self, before: usize, left: usize) {
+        let wanted = 4 * before.saturating_sub(left);
         if left == 0 {
             self.target = (self.target * 2).min(BUFFER_MAX);
-        } else if left > self.target / 4 {
-            self.target = (self.target - self.target.div_ceil(8)).max(self.least);
+        } else if wanted < self.target {
+            // Half of the way, so that one quick claim does not dry the buffer.
+            self.target = self.target.midpoint(wanted).max(self.least);
         }
     }
 }
@@ -94,7 +99,7 @@ impl<Q: Queue> Claimer<Q> {
                 self.settler.settle(broken, None);
             }
             if got >= want {
-                ahead.learn(buffer.len());
+                ahead.learn(ahead.target - want, buffer.len());
             }
             if got > 0 {
                 last_job = Instant::now();
@@ -195,13 +200,30 @@ mod tests {
     fn a_dry_buffer_grows_and_a_full_one_shrinks_within_bounds() {
         let mut ahead = Ahead::new(10);
         for _ in 0..20 {
-            ahead.learn(0);
+            ahead.learn(ahead.target / 2, 0);
         }
         assert_eq!(ahead.target, BUFFER_MAX);
         for _ in 0..100 {
-            ahead.learn(BUFFER_MAX);
+            ahead.learn(BUFFER_MAX / 2, BUFFER_MAX / 2);
         }
         assert_eq!(ahead.target, 10);
         assert_eq!(Ahead::new(0).target, 1);
+    }
+
+    /// However large a slow minute had made it.
+    #[test]
+    fn the_buffer_soon_holds_four_times_what_starts_during_a_claim() {
+        let mut ahead = Ahead { target: BUFFER_MAX, least: 10 };
+        let claims = (0..20).take_while(|_| {
+            let before = ahead.target / 2;
+            ahead.learn(before, before - 15);
+            ahead.target > 4 * 15 + 5
+        });
+        assert!(claims.count() < 10);
+        for _ in 0..20 {
+            let before = ahead.target / 2;
+            ahead.learn(before, before - 15);
+        }
+        assert!((4 * 15..=4 * 15 + 1).contains(&ahead.target), "{}", ahead.target);
     }
 }
