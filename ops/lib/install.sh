@@ -54,6 +54,7 @@ found() {
     redis) redis_found ;;
     node) have node && have npm ;;
     python) have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null ;;
+    faketime) compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || [[ -e /usr/lib/faketime/libfaketimeMT.so.1 ]] ;;
     *) die "install_missing does not know $1" ;;
   esac
 }
@@ -126,6 +127,7 @@ install_by_apt() (
         have npm || packages+=(npm)
         ;;
       python) packages+=(python3 python3-venv) ;;
+      faketime) packages+=(libfaketime) ;;
     esac
   done
   say "installing: ${packages[*]}"
@@ -156,17 +158,17 @@ find_cargo() {
   have cargo || die "Rust is missing. Get it from https://rustup.rs, open a new shell and run $me again."
 }
 
-# Installs those of the named things (compiler postgres redis node python) that are not here.
+# Installs those of the named things (compiler postgres redis node python faketime) that are not here.
 install_missing() {
   local thing missing=()
   for thing in "$@"; do found "$thing" || missing+=("$thing"); done
   ((${#missing[@]})) || return 0
   have apt-get || die "missing: ${missing[*]}. Install, then run $me again:
-  Fedora   gcc postgresql-server postgresql-contrib valkey nodejs npm python3
-  Arch     gcc postgresql valkey nodejs npm python
-  macOS    xcode-select --install; brew install postgresql@17 redis node python
+  Fedora   gcc postgresql-server postgresql-contrib valkey nodejs npm python3 libfaketime
+  Arch     gcc postgresql valkey nodejs npm python libfaketime
+  macOS    xcode-select --install; brew install postgresql@17 redis node python libfaketime
   (PostgreSQL $postgres_major_min or later, Redis $redis_major_min or later; neither needs to run as a service;
-  node, npm and python are for the tests alone)"
+  node, npm, python and libfaketime are for the tests alone)"
   ((EUID == 0)) || have sudo || die "missing: ${missing[*]}, and there is no sudo: run $me as root once, or install them by hand."
   install_by_apt "${missing[@]}"
 }

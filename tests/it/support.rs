@@ -54,8 +54,11 @@ pub struct Town {
 
 impl Town {
     pub async fn new() -> Self {
+        Self::in_database(TestDatabase::new().await).await
+    }
+
+    pub async fn in_database(db: TestDatabase) -> Self {
         reeve_jobs::program::install_tls_provider();
-        let db = TestDatabase::new().await;
         let (app, worker) = (db.pool("reeve_app").await, db.pool("reeve_worker").await);
         let (a, b) = (db.tenant("a").await, db.tenant("b").await);
         Self { db, app, worker, a, b }

@@ -38,23 +38,28 @@ fn cluster() -> PgConnectOptions {
 impl TestDatabase {
     /// A migrated database of its own.
     pub async fn new() -> Self {
-        let mut admin = PgConnection::connect_with(&cluster()).await.expect("the test cluster answers");
-        let template = template(&mut admin).await;
-        Self::copy(&mut admin, &template).await
+        Self::on(cluster()).await
+    }
+
+    /// A migrated database on another server, as its superuser: for tests that kill theirs.
+    pub async fn on(server: PgConnectOptions) -> Self {
+        let mut admin = PgConnection::connect_with(&server).await.expect("the test cluster answers");
+        let template = template(&mut admin, &server).await;
+        Self::copy(&mut admin, server, &template).await
     }
 
     /// A database without any of Reeve's schema; the roles are there, as in every database of the cluster.
     pub async fn empty() -> Self {
         let mut admin = PgConnection::connect_with(&cluster()).await.expect("the test cluster answers");
         // For the roles, which belong to the cluster, and their passwords.
-        template(&mut admin).await;
-        Self::copy(&mut admin, "template1").await
+        template(&mut admin, &cluster()).await;
+        Self::copy(&mut admin, cluster(), "template1").await
     }
 
-    async fn copy(admin: &mut PgConnection, template: &str) -> Self {
+    async fn copy(admin: &mut PgConnection, server: PgConnectOptions, template: &str) -> Self {
         let name = format!("reeve_test_{}", Uuid::now_v7().simple());
         execute(admin, format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
-        let admin_options = cluster().database(&name);
+        let admin_options = server.database(&name);
         let admin = program::db::pool(admin_options.clone(), 5).await.expect("a copy");
         Self { name, admin_options, admin }
     }
@@ -156,7 +161,7 @@ impl TestDatabase {
 
 /// The template of this build's schema, made once a cluster. Its name carries the migrations' checksum, so another
 /// build's template is never taken.
-async fn template(admin: &mut PgConnection) -> String {
+async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String {
     let name = format!("reeve_template_{:016x}", program::migrate::fingerprint());
     // One maker at a time; the lock goes with the connection.
     execute(admin, "SELECT pg_advisory_lock(7261)".to_owned()).await;
@@ -170,7 +175,7 @@ async fn template(admin: &mut PgConnection) -> String {
         let draft = format!("{name}_draft");
         execute(admin, format!("DROP DATABASE IF EXISTS {draft}")).await;
         execute(admin, format!("CREATE DATABASE {draft}")).await;
-        let mut inside = PgConnection::connect_with(&cluster().database(&draft)).await.expect("the draft");
+        let mut inside = PgConnection::connect_with(&server.clone().database(&draft)).await.expect("the draft");
         migrate(&mut inside).await;
         for role in ROLES {
             execute(&mut inside, format!("ALTER ROLE {role} PASSWORD '{PASSWORD}'")).await;
