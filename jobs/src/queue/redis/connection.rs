@@ -1,18 +1,20 @@
 //! One connection for every way to run Redis: a server, the primary that Sentinel names, a cluster, each with or without TLS.
 //!
-//! Data flow: [`open`] reads the URL ([`super::address`] has its forms), connects once, and fails when that fails. After
-//! that the connection mends itself. A single server and a primary share one path ([`Mending`]): what was cut, refused,
+//! Data flow: [`open`] reads the URL (`address` has its forms), connects once, and fails when that fails. After
+//! that the connection mends itself. A single server and a primary share one path (`Mending`): what was cut, refused,
 //! silent or demoted is dropped, and the next call opens anew, at the primary that Sentinel names then. A cluster is
 //! redis-rs' own client, which follows moved slots and reopens nodes.
 //!
-//! **Bounds.** No call waits without end: a call on a server ends within [`ANSWER_WITHIN`] when it has a connection, else
-//! after one attempt to open it as well, [`BACKOFF_MAX`] and [`OPEN_WITHIN`] at most; a call on a cluster, with all that it
+//! **Bounds.** No command waits without end: one on a server ends within [`ANSWER_WITHIN`] when it has a connection, else
+//! after one attempt to open it as well, [`BACKOFF_MAX`] and [`OPEN_WITHIN`] at most; one on a cluster, with all that it
 //! follows and repeats, within [`CALL_WITHIN`]. The back-off doubles from [`BACKOFF_MIN`], is random, and is waited by
 //! one call alone: the others that come meanwhile share its outcome, so that a server which comes back is not stormed.
 //!
 //! **What it does not do.** It repeats no call on a server: whether a lost answer was carried out is for the caller to
 //! settle, by fences and ids. A cluster's client does repeat what was cut off, and so a claim there may lease jobs whose
-//! answer nobody reads: they come back when the lease ends. It reads from primaries only. The file of certificates is read once.
+//! answer nobody reads: they come back when the lease ends. On a cluster it does not notice a middlebox that swallows bytes
+//! which it has confirmed; the kernel notices a path that drops packets. It reads from primaries only. The file of
+//! certificates is read once.
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
@@ -26,6 +28,7 @@ use ::redis::{
     cluster::ClusterClientBuilder,
     cluster_async::ClusterConnection,
     cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
+    io::tcp::TcpSettings,
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
 use tokio::time::timeout;
@@ -148,8 +151,19 @@ fn places(address: &Address) -> Vec<ConnectionAddr> {
 
 fn infos(address: &Address) -> RedisResult<Vec<ConnectionInfo>> {
     let settings = settings(&address.login, address.db);
-    let info = |place: ConnectionAddr| Ok(place.into_connection_info()?.set_redis_settings(settings.clone()));
+    let info = |place: ConnectionAddr| {
+        Ok(place.into_connection_info()?.set_redis_settings(settings.clone()).set_tcp_settings(tcp()))
+    };
     places(address).into_iter().map(info).collect()
+}
+
+fn tcp() -> TcpSettings {
+    // Calls are small and wait for each other: none is held back to be sent with the next.
+    let settings = TcpSettings::default().set_nodelay(true);
+    // A cluster's client keeps a connection on which nothing is answered. The kernel gives it up when nothing arrives.
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(CALL_WITHIN);
+    settings
 }
 
 fn server(address: &Address, certificates: Option<TlsCertificates>) -> RedisResult<Client> {
@@ -167,7 +181,9 @@ fn sentinel(
     certificates: Option<TlsCertificates>,
 ) -> RedisResult<SentinelClient> {
     let mut builder = SentinelClientBuilder::new(places(address), master, SentinelServerType::Master)?
-        .set_client_to_redis_db(address.db);
+        .set_client_to_redis_db(address.db)
+        .set_client_to_redis_tcp_settings(tcp())
+        .set_client_to_sentinel_tcp_settings(tcp());
     if address.tls.is_some() {
         builder =
             builder.set_client_to_redis_tls_mode(TlsMode::Secure).set_client_to_sentinel_tls_mode(TlsMode::Secure);
@@ -194,6 +210,7 @@ fn sentinel(
 
 async fn cluster(address: &Address, certificates: Option<TlsCertificates>) -> RedisResult<ClusterConnection> {
     let mut builder = ClusterClientBuilder::new(infos(address)?)
+        .tcp_settings(tcp())
         .connection_timeout(CONNECT_WITHIN)
         .response_timeout(ANSWER_WITHIN)
         .overall_response_timeout(Some(CALL_WITHIN))
