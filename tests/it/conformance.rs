@@ -1,16 +1,18 @@
 //! The claims of `jobs::testing::queue_suite`, over each store of jobs.
-use ::redis::aio::ConnectionManager;
 use reeve_jobs::{
     JobId, Kind, State, TenantId,
     queue::{
         Lane, PostgresQueue,
-        redis::{self as redis_queue, QueueKey, RedisQueue},
+        redis::{self as redis_queue, Connection, QueueKey, RedisQueue},
     },
     testing::queue_suite::{self, Driver, NewJob, Rules},
 };
 use sqlx::PgPool;
 
-use crate::support::{ROOT_KEY, Town};
+use crate::{
+    redis_places::Cluster,
+    support::{ROOT_KEY, Town},
+};
 
 macro_rules! over_postgres {
     ($($claim:ident),+ $(,)?) => { mod postgres { $(
@@ -31,6 +33,19 @@ macro_rules! over_redis {
     )+ } };
 }
 reeve_jobs::each_queue_claim!(over_redis);
+
+macro_rules! over_a_cluster {
+    ($($claim:ident),+ $(,)?) => {
+        #[tokio::test]
+        async fn every_claim_holds_over_a_cluster() {
+            let cluster = Cluster::start().await;
+            let connection = cluster.connect().await;
+            $(queue_suite::$claim(&Redis::over(connection.clone())).await;)+
+            cluster.stop().await;
+        }
+    };
+}
+reeve_jobs::each_queue_claim!(over_a_cluster);
 
 struct Postgres {
     town: Town,
@@ -157,14 +172,16 @@ impl Driver for Postgres {
 struct Redis {
     queue: RedisQueue,
     lane: Lane,
-    connection: ConnectionManager,
+    connection: Connection,
 }
 
 impl Redis {
     async fn new() -> Self {
         let url = std::env::var("REEVE_TEST_REDIS_URL").expect("REEVE_TEST_REDIS_URL: run `./ops/test`");
-        let client = ::redis::Client::open(url).expect("a URL");
-        let connection = ConnectionManager::new(client).await.expect("the test server answers");
+        Self::over(redis_queue::open(&url).await.expect("the test server answers"))
+    }
+
+    fn over(connection: Connection) -> Self {
         let lane = Lane { queue: format!("q{}", uuid::Uuid::new_v4().simple()), region: "default".to_owned() };
         let key = QueueKey::from_root(ROOT_KEY).expect("32 bytes");
         let queue = RedisQueue::new(connection.clone(), key, lane.clone()).expect("a lane");

@@ -2,88 +2,12 @@
 //! it shares with the other is in `conformance`.
 use std::{path::Path, time::Duration};
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use reeve_dev::redis::Redis as Server;
 use reeve_jobs::{
-    JobId, Kind, State, TenantId,
-    job::ClaimedJob,
-    queue::{
-        Claim, Lane, Queue, Settlement,
-        redis::{NewJob, QueueKey, RedisQueue},
-    },
+    JobId, Kind, State,
+    queue::{Queue, redis::NewJob},
 };
 
-use crate::support::ROOT_KEY;
-
-const LEASE: Duration = Duration::from_secs(30);
-
-/// A server of this test's own, with its data in a directory that outlives it.
-struct Place {
-    dir: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("a directory") }
-    }
-
-    fn data(&self) -> std::path::PathBuf {
-        self.dir.path().join("redis")
-    }
-
-    async fn start(&self) -> Server {
-        Server::start(&self.data(), &self.dir.path().join("log"), "pass1").await.expect("a server")
-    }
-}
-
-async fn connect(url: &str) -> ConnectionManager {
-    let config = ConnectionManagerConfig::new().set_response_timeout(Some(Duration::from_secs(2)));
-    let client = redis::Client::open(url).expect("a URL");
-    ConnectionManager::new_with_config(client, config).await.expect("the server answers")
-}
-
-fn lane(queue: &str) -> Lane {
-    Lane { queue: queue.to_owned(), region: "default".to_owned() }
-}
-
-async fn queue(url: &str, name: &str) -> RedisQueue {
-    let key = QueueKey::from_root(ROOT_KEY).expect("32 bytes");
-    RedisQueue::new(connect(url).await, key, lane(name)).expect("a lane")
-}
-
-fn tenant(id: &str) -> TenantId {
-    id.parse().expect("an id")
-}
-
-async fn enqueue(queue: &RedisQueue, of: &str) -> JobId {
-    let new = NewJob {
-        id: JobId(uuid::Uuid::now_v7()),
-        tenant: &tenant(of),
-        kind: Kind::FleetProbe,
-        payload: serde_json::json!({"note": "canary"}),
-        unique_key: None,
-        delay: Duration::ZERO,
-        priority: None,
-        traceparent: None,
-    };
-    queue.enqueue(&new).await.expect("enqueued")
-}
-
-async fn claim(queue: &RedisQueue, name: &str) -> Claim {
-    queue.claim(&lane(name), 10, "w", "", LEASE).await.expect("a claim")
-}
-
-fn done(job: &ClaimedJob) -> Settlement {
-    Settlement { job: job.id, token: job.lease_token, outcome: "completed", delay: Duration::ZERO, error: None }
-}
-
-async fn raw<T: redis::FromRedisValue>(url: &str, words: &[&str]) -> redis::RedisResult<T> {
-    let mut cmd = redis::Cmd::new();
-    for word in words {
-        cmd.arg(word);
-    }
-    cmd.query_async(&mut connect(url).await).await
-}
+use crate::redis_places::{LEASE, Place, claim, done, enqueue, queue, raw, signal, tenant, written};
 
 /// Who gets into Redis and may write there makes no job, and gives none to another tenant or queue.
 #[tokio::test]
@@ -200,14 +124,9 @@ async fn a_server_that_stands_still_fails_in_passing_and_goes_on() {
     server.stop().await.expect("stopped");
 }
 
-fn signal(name: &str, pid: &str) {
-    let status = std::process::Command::new("kill").args([&format!("-{name}"), pid]).status().expect("kill starts");
-    assert!(status.success());
-}
-
-/// The loss bound of jobs that are here alone: what a killed server had acknowledged is there again, a flush takes all.
+/// The loss bound of jobs that are here alone: what a killed server had written is there again, a flush takes all.
 #[tokio::test]
-async fn a_killed_server_keeps_what_it_acknowledged_and_a_flush_takes_it_all() {
+async fn a_killed_server_keeps_what_it_wrote_and_a_flush_takes_it_all() {
     let place = Place::new();
     let server = place.start().await;
     let q = queue(&server.url(), "q").await;
@@ -216,6 +135,7 @@ async fn a_killed_server_keeps_what_it_acknowledged_and_a_flush_takes_it_all() {
         ids.push(enqueue(&q, ["a", "b", "c"][n % 3]).await);
     }
     let held = claim(&q, "q").await.jobs;
+    written(&server.url()).await;
     signal("KILL", &server.pid().expect("it runs").to_string());
     drop(server);
 
@@ -264,47 +184,5 @@ async fn an_older_file_repeats_what_was_settled_since() {
     let again = claim(&q, "q").await.jobs;
     assert_eq!(again.iter().map(|job| job.id).collect::<Vec<_>>(), [id], "repeated; and what came later is lost");
     assert!(q.settle(&[done(&first)]).await.expect("an answer").is_empty(), "a token of then is worth nothing now");
-    server.stop().await.expect("stopped");
-}
-
-/// `users.acl` is enough for everything a worker does, and for nothing else.
-#[tokio::test]
-async fn a_worker_needs_no_more_than_its_access_rules() {
-    let place = Place::new();
-    let server = place.start().await;
-    let url = server.url();
-    let rules = include_str!("../../jobs/src/queue/redis/users.acl");
-    let mut words: Vec<_> = rules.split_whitespace().skip(1).collect();
-    words.push(">pass2");
-    raw::<()>(&url, &[&["ACL", "SETUSER"], words.as_slice()].concat()).await.expect("rules that Redis takes");
-    let mine = url.replace("default:pass1", "reeve_worker:pass2");
-    let q = queue(&mine, "q").await;
-    let id = enqueue(&q, "a").await;
-    let job = claim(&q, "q").await.jobs.remove(0);
-    assert!(q.mark_started(job.id, job.lease_token).await.expect("an answer"));
-    assert_eq!(q.renew(&[(job.id, job.lease_token)], LEASE).await.expect("renewed").len(), 1);
-    q.upkeep(10).await.expect("kept up");
-    let dead = Settlement { outcome: "dead", ..done(&job) };
-    assert_eq!(q.settle(&[dead]).await.expect("settled"), [id]);
-    q.retry(id, 3).await.expect("retried");
-    q.cancel(id, "to see").await.expect("cancelled");
-    q.pause(true).await.expect("paused");
-    q.pause(false).await.expect("resumed");
-    for refused in [
-        vec!["FLUSHALL"],
-        vec!["FLUSHDB"],
-        vec!["KEYS", "*"],
-        vec!["SCAN", "0"],
-        vec!["CONFIG", "GET", "*"],
-        vec!["ACL", "LIST"],
-        vec!["GET", "elsewhere"],
-        vec!["DEL", "elsewhere"],
-        vec!["HSET", "elsewhere", "a", "b"],
-        vec!["EVAL", "return 1", "0"],
-        vec!["SCRIPT", "FLUSH"],
-    ] {
-        let error = raw::<redis::Value>(&mine, &refused).await.expect_err(refused[0]).to_string();
-        assert!(error.contains("permission") || error.contains("ACL"), "{refused:?}: {error}");
-    }
     server.stop().await.expect("stopped");
 }

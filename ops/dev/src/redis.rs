@@ -11,7 +11,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::UnixStream;
 use tokio::process::Command;
 
 use crate::files::{self, SocketDir};
@@ -65,6 +65,18 @@ fn cannot(what: impl Into<String>) -> impl FnOnce(io::Error) -> RedisError {
     move |source| RedisError::Io { what, source }
 }
 
+/// What makes a server another one than the stack's.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options<'a> {
+    /// The port it must have; a free one if `None`.
+    pub port: Option<u16>,
+    /// More lines of `redis.conf`, which win over the usual ones; `{port}` stands for its port, `{other_port}` for one
+    /// more that is free.
+    pub settings: &'a str,
+    /// Watch over servers in place of being one.
+    pub sentinel: bool,
+}
+
 /// A running Redis. Stop it with [`Redis::stop`]; when dropped it is told to end, but not waited for.
 pub struct Redis {
     daemon: Daemon,
@@ -79,6 +91,14 @@ impl Redis {
     /// # Errors
     /// [`RedisError`]; among others when no server is installed.
     pub async fn start(dir: &Path, log: &Path, password: &str) -> Result<Self, RedisError> {
+        Self::start_with(dir, log, password, Options::default()).await
+    }
+
+    /// Like [`Redis::start`], with these options.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn start_with(dir: &Path, log: &Path, password: &str, options: Options<'_>) -> Result<Self, RedisError> {
         let server = find()?;
         files::private_dir(dir).map_err(cannot(format!("make {}", dir.display())))?;
         let dir = dir.canonicalize().map_err(cannot(format!("find {}", dir.display())))?;
@@ -92,12 +112,15 @@ impl Redis {
         let mut tries = 0;
         loop {
             tries += 1;
-            let port = process::free_port().map_err(cannot("find a free port"))?;
-            let text = configuration_text(&dir, sockets.path(), &pid_file, port, password);
+            let port = options.port.map_or_else(process::free_port, Ok).map_err(cannot("find a free port"))?;
+            let mut text = configuration_text(&dir, sockets.path(), &pid_file, port, password);
+            let other = process::free_port().map_err(cannot("find a free port"))?;
+            let settings = options.settings.replace("{port}", &port.to_string());
+            text.push_str(&settings.replace("{other_port}", &other.to_string()));
             files::write_private(&configuration, text.as_bytes()).map_err(cannot("write redis.conf"))?;
             let begin = std::fs::metadata(log).map_or(0, |log| log.len());
-            let mut daemon = launch(&server, &configuration, &dir, log).await?;
-            match ready(&mut daemon, port, password).await {
+            let mut daemon = launch(&server, &configuration, &dir, log, options.sentinel).await?;
+            match ready(&mut daemon, &sockets.path().join(SOCKET_NAME), password).await {
                 Ok(()) => return Ok(Self { daemon, port, password: password.to_owned(), sockets }),
                 Err(reason) => {
                     let tail = log_tail(log, begin);
@@ -201,24 +224,36 @@ fn quoted(path: &Path) -> String {
     format!("\"{}\"", path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-async fn launch(server: &Path, configuration: &Path, dir: &Path, log: &Path) -> Result<Daemon, RedisError> {
+async fn launch(
+    server: &Path,
+    configuration: &Path,
+    dir: &Path,
+    log: &Path,
+    sentinel: bool,
+) -> Result<Daemon, RedisError> {
     let output = files::open_log(log).map_err(cannot(format!("write {}", log.display())))?;
     let errors = output.try_clone().map_err(cannot(format!("write {}", log.display())))?;
     let mut command = Command::new(server);
-    command.arg(configuration).current_dir(dir).stdin(Stdio::null()).stdout(output).stderr(errors);
+    command
+        .arg(configuration)
+        .args(sentinel.then_some("--sentinel"))
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors);
     Daemon::spawn(command, Signal::Terminate, Signal::Terminate)
         .await
         .map_err(cannot(format!("start {}", server.display())))
 }
 
 /// Waits until the server answers; the error says how it failed.
-async fn ready(daemon: &mut Daemon, port: u16, password: &str) -> Result<(), String> {
+async fn ready(daemon: &mut Daemon, socket: &Path, password: &str) -> Result<(), String> {
     let deadline = Instant::now() + READY_WITHIN;
     loop {
         if let Ok(Some(status)) = daemon.exited() {
             return Err(format!("it ended at once ({status})"));
         }
-        if matches!(ping(port, password).await, Ok(true)) {
+        if matches!(ping(socket, password).await, Ok(true)) {
             return Ok(());
         }
         if Instant::now() >= deadline {
@@ -228,9 +263,9 @@ async fn ready(daemon: &mut Daemon, port: u16, password: &str) -> Result<(), Str
     }
 }
 
-/// `true` once the server takes the password and has read its data.
-async fn ping(port: u16, password: &str) -> io::Result<bool> {
-    let mut socket = BufReader::new(TcpStream::connect(("127.0.0.1", port)).await?);
+/// `true` once the server takes the password and has read its data. Asked over the socket, which has no TLS to agree on.
+async fn ping(socket: &Path, password: &str) -> io::Result<bool> {
+    let mut socket = BufReader::new(UnixStream::connect(socket).await?);
     socket.write_all(format!("AUTH {password}\r\nPING\r\n").as_bytes()).await?;
     let (mut authenticated, mut answer) = (String::new(), String::new());
     socket.read_line(&mut authenticated).await?;
@@ -250,6 +285,8 @@ pub(crate) fn log_tail(log: &Path, begin: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::*;
     use crate::os;
 

@@ -4,23 +4,35 @@
 //! and opens what it got; renewals and settlements are fenced by the lease's token; [`RedisQueue::upkeep`] promotes and
 //! rescues by the server's clock. All keys of a lane have its prefix as their hash tag, and so lie in one slot.
 //!
-//! An envelope that does not open reaches no handler: the claim hands it back as broken, to be quarantined. `users.acl` is
-//! what a worker's login needs of Redis, and all that it gets. A job that is over is remembered for an hour, so that a
-//! repeated enqueue makes nothing; the seal does not keep who may write to Redis from replaying a copy after that.
+//! An envelope that does not open reaches no handler: the claim hands it back as broken, to be quarantined. `users.acl` has
+//! the logins of a worker and of whoever only enqueues, with what each needs of Redis, and all that it gets. The latter
+//! loads no scripts: a worker's polls do. It can still spoil a job whose id it knows, or list ids that are no jobs. A job
+//! that is over is remembered for an hour, so that a repeated enqueue makes nothing; the seal does not keep who may write
+//! to Redis from replaying a copy after that.
 //!
-//! **What it does not do.** It is not the truth for anything: a job here is as durable as the server's append-only file,
-//! with `appendfsync everysec` up to one second of enqueues and settlements, and everything on FLUSHALL. Jobs that must not
-//! be lost stay in `reeve.jobs`. A job claimed here has no lease there, hence no proof: where contexts are verified
-//! it opens no tenant's scope. No worker is wired to this queue yet. Deadlines across tenants and rates are the
-//! PostgreSQL queue's; nobody rings here, so a waiting worker polls.
+//! **Where it runs.** On one server, the primary that Sentinel names, or a cluster, with or without TLS: [`connection`]. A
+//! lane lies on one node, whose death stops that lane alone if the cluster says `cluster-require-full-coverage no`. While
+//! a lane's slot moves to another node, calls fail in passing: it stands still, and leases run on. A fail-over loses what
+//! was acknowledged and not yet replicated; `min-replicas-to-write 1` bounds that.
+//!
+//! **What it does not do.** It is not the truth for anything: what was enqueued or settled here can be lost. With
+//! `appendfsync everysec` a power cut takes about the last second, and as much more as the disk took for the sync that
+//! was running; a crash of the server alone takes what it answered while such a sync ran, up to two seconds; `always` loses
+//! neither, for a sync in each call. FLUSHALL, and an older file, take everything since. Jobs that must not be lost stay
+//! in `reeve.jobs`. A job claimed here has no lease there, hence no proof: where contexts are verified it opens no tenant's
+//! scope. No worker is wired to this queue yet. Deadlines across tenants and rates are the PostgreSQL queue's; nobody rings
+//! here, so a waiting worker polls.
+mod address;
+pub mod connection;
 pub mod envelope;
 pub mod keys;
 
 use std::{sync::LazyLock, time::Duration};
 
-use ::redis::{FromRedisValue, Script, aio::ConnectionManager};
+use ::redis::{ErrorKind, FromRedisValue, ServerErrorKind};
 use uuid::Uuid;
 
+pub use self::connection::{Connection, ConnectionError, open};
 use self::envelope::{Address, Content};
 pub use self::keys::{InvalidRootKey, QueueKey};
 use super::{Claim, ERROR_CHARS_MAX, Lane, PAYLOAD_BYTES_MAX, Queue, QueueError, Renewed, Settlement};
@@ -30,19 +42,30 @@ use crate::{
     tenant::{Proof, TenantId},
 };
 
-macro_rules! script {
-    ($name:ident, $file:literal) => {
-        static $name: LazyLock<Script> =
-            LazyLock::new(|| Script::new(concat!(include_str!("scripts/common.lua"), include_str!($file))));
+/// One atomic step, as Redis knows it.
+struct Step {
+    code: &'static str,
+    hash: LazyLock<String>,
+}
+
+macro_rules! steps {
+    ($($name:ident $file:literal)+) => {
+        $(static $name: Step = {
+            const CODE: &str = concat!(include_str!("scripts/common.lua"), include_str!($file));
+            Step { code: CODE, hash: LazyLock::new(|| ::redis::Script::new(CODE).get_hash().to_owned()) }
+        };)+
+        static STEPS: &[&Step] = &[$(&$name),+];
     };
 }
-script!(ENQUEUE, "scripts/enqueue.lua");
-script!(CLAIM, "scripts/claim.lua");
-script!(MARK_STARTED, "scripts/mark_started.lua");
-script!(RENEW, "scripts/renew.lua");
-script!(SETTLE, "scripts/settle.lua");
-script!(UPKEEP, "scripts/upkeep.lua");
-script!(OPERATE, "scripts/operate.lua");
+steps! {
+    ENQUEUE "scripts/enqueue.lua"
+    CLAIM "scripts/claim.lua"
+    MARK_STARTED "scripts/mark_started.lua"
+    RENEW "scripts/renew.lua"
+    SETTLE "scripts/settle.lua"
+    UPKEEP "scripts/upkeep.lua"
+    OPERATE "scripts/operate.lua"
+}
 
 /// Why this queue refused.
 #[derive(Debug, thiserror::Error)]
@@ -65,12 +88,22 @@ impl RedisQueueError {
     /// Whether the same call may well succeed in a while.
     pub fn is_passing(&self) -> bool {
         let Self::Server(error) = self else { return false };
-        // Cut, refused or slow; loading its file, or a replica that is becoming the primary. A reply that refuses is not.
+        // Cut, refused or slow; loading its file, or a replica that is becoming the primary; no primary known to Sentinel
+        // or no node to the cluster's client; scripts that a worker is about to load. A reply that refuses is not.
         error.is_io_error()
             || error.is_timeout()
             || error.is_connection_dropped()
             || error.is_cluster_error()
-            || matches!(error.code(), Some("LOADING" | "READONLY" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN" | "BUSY"))
+            || matches!(
+                error.kind(),
+                ErrorKind::ClusterConnectionNotFound
+                    | ErrorKind::MasterNameNotFoundBySentinel
+                    | ErrorKind::Server(ServerErrorKind::NoScript)
+            )
+            || matches!(
+                error.code(),
+                Some("LOADING" | "READONLY" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN" | "BUSY" | "NOREPLICAS")
+            )
     }
 }
 
@@ -109,7 +142,7 @@ pub struct Upkeep {
 /// See the module's head. Clones share the connection, which mends itself when it is cut.
 #[derive(Clone)]
 pub struct RedisQueue {
-    connection: ConnectionManager,
+    connection: Connection,
     key: QueueKey,
     lane: Lane,
     prefix: String,
@@ -136,7 +169,7 @@ fn job_id(text: &str) -> Result<JobId, RedisQueueError> {
 type Taken = (String, String, String, Vec<u8>, i32, i32, i32, i16);
 
 impl RedisQueue {
-    pub fn new(connection: ConnectionManager, key: QueueKey, lane: Lane) -> Result<Self, RedisQueueError> {
+    pub fn new(connection: Connection, key: QueueKey, lane: Lane) -> Result<Self, RedisQueueError> {
         for name in [&lane.queue, &lane.region] {
             // A brace would end the hash tag, a colon shift one name into the other.
             if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
@@ -152,12 +185,38 @@ impl RedisQueue {
         &self.prefix
     }
 
-    async fn call<T: FromRedisValue>(&self, script: &Script, arguments: &[Vec<u8>]) -> Result<T, RedisQueueError> {
-        let mut invocation = script.key(&self.prefix);
+    async fn call<T: FromRedisValue>(&self, step: &Step, arguments: &[Vec<u8>]) -> Result<T, RedisQueueError> {
+        let mut connection = self.connection.clone();
+        let mut evalsha = ::redis::cmd("EVALSHA");
+        // Neither of these keys exists. While a cluster moves the slot to another node, that makes it refuse the whole
+        // step (TRYAGAIN) in place of running it where half of the lane is.
+        evalsha.arg(step.hash.as_str()).arg(2).arg(&self.prefix).arg(format!("{}:lane", self.prefix));
         for argument in arguments {
-            invocation.arg(argument.as_slice());
+            evalsha.arg(argument.as_slice());
         }
-        Ok(invocation.invoke_async(&mut self.connection.clone()).await?)
+        let mut answer = evalsha.query_async(&mut connection).await;
+        // Twice, since a slot may have moved between the two.
+        for _ in 0..2 {
+            let Err(error) = &answer else { break };
+            if error.kind() != ErrorKind::Server(ServerErrorKind::NoScript) || !self.load_scripts().await? {
+                break;
+            }
+            answer = evalsha.query_async(&mut connection).await;
+        }
+        Ok(answer?)
+    }
+
+    /// Makes this lane's server know all steps, also those that logins call which may load none. `false` if this one
+    /// may not: somebody who may does it within a poll.
+    pub async fn load_scripts(&self) -> Result<bool, RedisQueueError> {
+        let mut connection = self.connection.clone();
+        for step in STEPS {
+            match connection.load_script(&self.prefix, step.code).await {
+                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => return Ok(false),
+                loaded => loaded?,
+            }
+        }
+        Ok(true)
     }
 
     fn address<'a>(&'a self, tenant: &'a TenantId, kind: &'a str, job: JobId) -> Address<'a> {

@@ -1,5 +1,6 @@
 -- Before each script: names of a lane's keys, and the steps that several scripts share. KEYS[1] is the lane's prefix; its
--- hash tag is the whole of it, so all keys of a lane lie in one slot. Time is the server's.
+-- hash tag is the whole of it, so all keys of a lane lie in one slot. KEYS[2] never exists and is not read; see `call` in
+-- mod.rs. Time is the server's: no script takes one from its caller.
 --   j:ID        a job (hash): tenant kind env state prio at attempt max rescues tok worker started cancel error uniq
 --   ready:T     a tenant's ready jobs, by priority and due time     run:T   ids that it runs
 --   ring        tenants with ready jobs, the next one first         inring  who stands there
