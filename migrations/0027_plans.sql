@@ -218,12 +218,13 @@ BEGIN
   RETURNING j.id, j.cancel_reason;
 END $$;
 
--- Settles a batch, each job fenced by its lease token. Returns the ids that were settled: a missing one had lost its
--- lease, and its outcome is not recorded.
+-- One look of reeve.settle (0026_settle_beside_cancel.sql). Settles a batch, each job fenced by its lease token. Returns
+-- the ids that were settled: a missing one had lost its lease, and its outcome is not recorded.
 -- Outcomes: completed, cancelled; retry (after delay_secs, or dead when attempts are used up); snooze (later, uncounted);
 -- release (at once, uncounted); dead; quarantine (audited here, in the same transaction).
-CREATE OR REPLACE FUNCTION reeve.settle(ids uuid[], tokens uuid[], outcomes text[], delays double precision[], errors text[])
-  RETURNS TABLE (settled uuid) LANGUAGE plpgsql SECURITY DEFINER
+CREATE OR REPLACE FUNCTION reeve.settle_once(ids uuid[], tokens uuid[], outcomes text[], delays double precision[],
+                                             errors text[])
+  RETURNS TABLE (settled uuid) LANGUAGE plpgsql
   SET search_path = pg_catalog, pg_temp
   SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
   SET enable_mergejoin = off SET jit = off AS $$

@@ -1,6 +1,6 @@
 //! Enqueueing from Rust, inside the caller's own transaction: the job exists if and only if the caller commits.
 //!
-//! This is a thin typed form of the SQL functions `reeve.enqueue`, `reeve.enqueue_many` and `reeve.emit`, which apps in
+//! This is a thin typed form of the SQL functions `reeve.enqueue`, `reeve.enqueue_about`, `reeve.enqueue_many` and `reeve.emit`, which apps in
 //! other languages call directly. The tenant is the transaction's context (`reeve.tenant_id`, or the app's own setting);
 //! nothing here can name another.
 use chrono::{DateTime, Utc};
@@ -61,6 +61,33 @@ pub async fn enqueue<P: Payload>(tx: &mut PgConnection, payload: &P, how: &Enque
     let id = sqlx::query_scalar(
         "-- client.enqueue\nSELECT reeve.enqueue($1, $2, dedupe_key => $3, run_at => $4, priority => $5, traceparent => $6)",
     )
+    .bind(kind)
+    .bind(payload)
+    .bind(how.dedupe_key.as_deref())
+    .bind(how.run_at)
+    .bind(how.priority.map(i32::from))
+    .bind(how.traceparent.as_deref())
+    .fetch_one(tx)
+    .await?;
+    Ok(JobId(id))
+}
+
+/// [`enqueue`], of a job about a subject: the app's own id of a person, say. Whoever erases the subject later
+/// (`reeve jobs erase-subject`) reaches this job by it, whatever has become of it; what is stored is a keyed hash. On a live
+/// job with the same dedupe key, that job is about the subject as well from then on.
+pub async fn enqueue_about<P: Payload>(
+    tx: &mut PgConnection,
+    subject: &str,
+    payload: &P,
+    how: &Enqueue,
+) -> Result<JobId, EnqueueError> {
+    let kind = P::KIND.name();
+    let payload = serde_json::to_value(payload).map_err(|source| EnqueueError::Payload { kind, source })?;
+    let id = sqlx::query_scalar(
+        "-- client.enqueue_about
+        SELECT reeve.enqueue_about($1, $2, $3, dedupe_key => $4, run_at => $5, priority => $6, traceparent => $7)",
+    )
+    .bind(subject)
     .bind(kind)
     .bind(payload)
     .bind(how.dedupe_key.as_deref())

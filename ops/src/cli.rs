@@ -45,7 +45,7 @@ pub enum Noun {
         #[arg(long, value_name = "FILE")]
         catalogue: Option<PathBuf>,
     },
-    /// Jobs: look, enqueue, retry, cancel, follow
+    /// Jobs: look, enqueue, retry, cancel, follow, erase
     Jobs {
         #[command(subcommand)]
         verb: Jobs,
@@ -175,6 +175,8 @@ pub enum Jobs {
         #[command(subcommand)]
         verb: crate::bulk::Bulk,
     },
+    #[command(flatten)]
+    History(crate::history::History),
     /// Follow jobs: one line for each that appears or changes state, until Ctrl-C
     Tail(Tail),
 }

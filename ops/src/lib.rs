@@ -13,6 +13,7 @@ mod breakglass;
 pub mod bulk;
 pub mod cli;
 pub mod config;
+pub mod history;
 pub mod output;
 pub mod placement;
 pub mod queues;

@@ -23,7 +23,7 @@ use crate::{
     breakglass, bulk,
     cli::{self, Cli, Noun},
     config::Config,
-    output, placement, queues, schedules,
+    history, output, placement, queues, schedules,
     service::{self, ServiceError, catalogue, catalogue::CatalogueError, doctor, flags, jobs, jobs::Tail},
     tenants,
 };
@@ -247,6 +247,7 @@ async fn jobs(cli: &Cli, config: &Config, verb: &cli::Jobs, terminal: &mut Termi
             show(cli, terminal, &acted, acted_on)?;
         }
         cli::Jobs::Bulk { verb } => return bulk::run(cli, config, verb, terminal).await,
+        cli::Jobs::History(verb) => return history::run(cli, config, verb, terminal).await,
         cli::Jobs::Tail(arguments) => {
             let pool = open(config).await?;
             tail(cli, &pool, arguments, terminal).await?;

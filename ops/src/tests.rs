@@ -1,4 +1,5 @@
 //! The whole command against a database: arguments in; data, messages and exit code out.
+mod history;
 mod schedules;
 mod tenants;
 

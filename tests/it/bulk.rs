@@ -134,6 +134,47 @@ async fn a_job_that_left_the_filter_meanwhile_is_left_alone() {
     );
 }
 
+/// A step, while a worker has claimed the first of its jobs and not committed yet; the job's id.
+async fn step_beside_a_claim(yard: &Yard) -> (JobId, i64) {
+    let mut claiming = yard.town.worker.begin().await.expect("begin");
+    let claimed =
+        sqlx::query_scalar("SELECT id FROM reeve.claim('probes', 'default', 1, 'w', '', 30) WHERE id IS NOT NULL")
+            .fetch_one(&mut *claiming)
+            .await
+            .expect("claimed");
+    let (step, ()) = tokio::join!(bulk::step(&yard.scheduler, 10), async {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                     AND wait_event_type = 'Lock' AND query LIKE '%bulk_step%'";
+        crate::support::until("the step waits for the row", async || yard.town.count(waits).await == 1).await;
+        claiming.commit().await.expect("commit");
+    });
+    (claimed, step.expect("a step").expect("something to do").changed)
+}
+
+#[tokio::test]
+async fn a_step_takes_a_job_that_is_claimed_just_then_as_the_claim_leaves_it() {
+    let yard = Yard::new().await;
+    let a = yard.town.a.clone();
+    yard.probes(&a, 2).await;
+    let all = BulkFilter { queue: Some("probes".to_owned()), ..BulkFilter::default() };
+    // It runs now, and what runs is not moved.
+    let later = chrono::DateTime::from_timestamp(2_000_000_000, 0).expect("a time");
+    let to = Bulk::Move(Target { priority: Some(1), run_at: Some(later) });
+    bulk::start(&yard.ops, &to, &all, WHO).await.expect("started");
+    let (claimed, changed) = step_beside_a_claim(&yard).await;
+    assert_eq!((yard.town.state(claimed).await.as_str(), changed), ("running", 1));
+    let untouched = "SELECT count(*) FROM reeve.jobs WHERE state = 'running' AND priority = 3";
+    assert_eq!(yard.town.count(untouched).await, 1);
+    // It runs now, and what runs is asked to stop.
+    yard.change("DELETE FROM reeve.jobs").await;
+    yard.probes(&a, 2).await;
+    bulk::start(&yard.ops, &Bulk::Cancel, &all, WHO).await.expect("started");
+    let (claimed, changed) = step_beside_a_claim(&yard).await;
+    assert_eq!((yard.town.state(claimed).await.as_str(), changed), ("running", 2));
+    let asked = "SELECT count(*) FROM reeve.jobs WHERE cancel_reason IS NOT NULL";
+    assert_eq!(yard.town.count(asked).await, 1);
+}
+
 #[tokio::test]
 async fn a_bulk_retry_leaves_closed_tenants_and_taken_dedupe_keys_alone() {
     let yard = Yard::new().await;

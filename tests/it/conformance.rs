@@ -47,14 +47,14 @@ macro_rules! over_a_cluster {
 }
 reeve_jobs::each_queue_claim!(over_a_cluster);
 
-struct Postgres {
-    town: Town,
+pub struct Postgres {
+    pub town: Town,
     queue: PostgresQueue,
     scheduler: PgPool,
 }
 
 impl Postgres {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let town = Town::new().await;
         // So that the suite's limit is this kind's too.
         sqlx::query("UPDATE reeve.kinds SET payload_bytes_max = 65536 WHERE name = 'fleet.probe'")
@@ -169,26 +169,35 @@ impl Driver for Postgres {
 }
 
 /// A lane of its own on the tests' server.
-struct Redis {
-    queue: RedisQueue,
+pub struct Redis {
+    pub queue: RedisQueue,
     lane: Lane,
     connection: Connection,
 }
 
 impl Redis {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let url = std::env::var("REEVE_TEST_REDIS_URL").expect("REEVE_TEST_REDIS_URL: run `./ops/test`");
         Self::over(redis_queue::open(&url).await.expect("the test server answers"))
     }
 
     fn over(connection: Connection) -> Self {
-        let lane = Lane { queue: format!("q{}", uuid::Uuid::new_v4().simple()), region: "default".to_owned() };
-        let key = QueueKey::from_root(ROOT_KEY).expect("32 bytes");
-        let queue = RedisQueue::new(connection.clone(), key, lane.clone()).expect("a lane");
+        let (queue, lane) = Self::lane_of_its_own(&connection);
         Self { queue, lane, connection }
     }
 
-    async fn raw<T: ::redis::FromRedisValue>(&self, name: &str, key: &str, arguments: &[&str]) -> T {
+    fn lane_of_its_own(connection: &Connection) -> (RedisQueue, Lane) {
+        let lane = Lane { queue: format!("q{}", uuid::Uuid::new_v4().simple()), region: "default".to_owned() };
+        let key = QueueKey::from_root(ROOT_KEY).expect("32 bytes");
+        (RedisQueue::new(connection.clone(), key, lane.clone()).expect("a lane"), lane)
+    }
+
+    /// What was there stays behind.
+    pub fn move_to_a_lane_of_its_own(&mut self) {
+        (self.queue, self.lane) = Self::lane_of_its_own(&self.connection);
+    }
+
+    pub async fn raw<T: ::redis::FromRedisValue>(&self, name: &str, key: &str, arguments: &[&str]) -> T {
         let mut cmd = ::redis::cmd(name);
         cmd.arg(format!("{}:{key}", self.queue.prefix()));
         for argument in arguments {

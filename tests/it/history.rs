@@ -2,11 +2,12 @@
 use std::time::Duration;
 
 use reeve_jobs::{
-    JobId, TenantId, client,
+    JobId, TenantId,
+    client::{self, Enqueue},
+    kinds::ProbeFleet,
     queue::{Lane, PostgresQueue, Queue, Settlement},
 };
 use reeve_scheduler::pruner::{self, Keep};
-use serde_json::json;
 
 use crate::support::Town;
 
@@ -16,12 +17,8 @@ const ANN: &str = "ann@example.org";
 async fn about(town: &Town, tenant: &TenantId, subject: &str, note: &str) -> JobId {
     let mut tx = town.app.begin().await.expect("begin");
     client::set_tenant(&mut tx, tenant).await.expect("context");
-    let id = sqlx::query_scalar("SELECT reeve.enqueue_about($1, 'fleet.probe', $2)")
-        .bind(subject)
-        .bind(json!({ "note": note }))
-        .fetch_one(&mut *tx)
-        .await
-        .expect("enqueued");
+    let probe = ProbeFleet { note: Some(note.to_owned()), sleep_ms: 0 };
+    let id = client::enqueue_about(&mut tx, subject, &probe, &Enqueue::default()).await.expect("enqueued");
     tx.commit().await.expect("commit");
     id
 }
@@ -169,4 +166,33 @@ async fn history_past_the_shorter_time_of_its_tenant_or_kind_goes_and_its_subjec
     assert_eq!(prune().await, (1, 1), "only a's is past its time");
     rule("*", "fleet.probe", 4).await;
     assert_eq!(prune().await, (1, 1), "the shortest rule holds");
+}
+
+#[tokio::test]
+async fn a_job_about_a_subject_is_enqueued_as_any_other_and_one_job_may_be_about_several() {
+    let town = Town::new().await;
+    let mut tx = town.app.begin().await.expect("begin");
+    client::set_tenant(&mut tx, &town.a).await.expect("context");
+    let how = Enqueue {
+        dedupe_key: Some("once".to_owned()),
+        run_at: chrono::DateTime::from_timestamp(1_900_000_000, 0),
+        priority: Some(1),
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+    };
+    let first = client::enqueue_about(&mut tx, ANN, &ProbeFleet::default(), &how).await.expect("enqueued");
+    let again = client::enqueue_about(&mut tx, "bob", &ProbeFleet::default(), &how).await.expect("the same");
+    assert_eq!(again, first);
+    tx.commit().await.expect("commit");
+    let as_asked = "SELECT count(*) FROM reeve.jobs WHERE unique_key = 'once' AND run_at = to_timestamp(1900000000)
+                    AND priority = 1 AND traceparent LIKE '00-0af7%' AND tenant_id = 'a'";
+    assert_eq!(town.count(as_asked).await, 1);
+    assert_eq!(erase(&town, "a", "bob").await, (1, 0, 0));
+    assert_eq!(erase(&town, "a", ANN).await, (0, 0, 0), "it is gone for both");
+    // Refused without its subject, and so without a word about it.
+    let mut tx = town.app.begin().await.expect("begin");
+    client::set_tenant(&mut tx, &town.a).await.expect("context");
+    let long = "ann".repeat(200);
+    let refused = client::enqueue_about(&mut tx, &long, &ProbeFleet::default(), &Enqueue::default()).await;
+    let said = format!("{:?}", refused.expect_err("refused"));
+    assert!(said.contains("RV005") && !said.contains("ann"), "{said}");
 }

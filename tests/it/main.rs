@@ -23,6 +23,7 @@ mod flags;
 mod history;
 mod isolation;
 mod kit;
+mod model;
 mod moves;
 mod mutants;
 mod peers;

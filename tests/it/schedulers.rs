@@ -29,19 +29,17 @@ const DUE: &str = "INSERT INTO reeve.schedules (kind, cron, catch_up, next_at)
     SELECT 'fleet.probe', to_char(at, 'MI HH24 DD MM') || ' *', 'all', at AT TIME ZONE 'UTC'
     FROM date_trunc('minute', now() AT TIME ZONE 'UTC' - interval '2 hours') at";
 
+/// Remembers what is fired, whatever becomes of the jobs.
+const REMEMBER: &str = "DELETE FROM reeve.schedules;
+    CREATE TABLE public.fired (kind text, tenant_id text, slot text);
+    CREATE FUNCTION public.remember() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+      $$ BEGIN INSERT INTO public.fired VALUES (NEW.kind, NEW.tenant_id, NEW.unique_key); RETURN NULL; END $$;
+    CREATE TRIGGER remember AFTER INSERT ON reeve.jobs FOR EACH ROW EXECUTE FUNCTION public.remember()";
+
 #[tokio::test]
 async fn of_three_schedulers_one_stopped_in_a_slot_and_resumed_an_hour_later_repeats_and_loses_nothing() {
     let town = Town::new().await;
-    run(
-        &town,
-        "DELETE FROM reeve.schedules;
-         -- What is fired is remembered, whatever becomes of the jobs.
-         CREATE TABLE public.fired (tenant_id text, slot text);
-         CREATE FUNCTION public.remember() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
-           $$ BEGIN INSERT INTO public.fired VALUES (NEW.tenant_id, NEW.unique_key); RETURN NULL; END $$;
-         CREATE TRIGGER remember AFTER INSERT ON reeve.jobs FOR EACH ROW EXECUTE FUNCTION public.remember()",
-    )
-    .await;
+    run(&town, REMEMBER).await;
     run(&town, DUE).await;
     // Nobody can insert jobs: the first scheduler gets as far as its slot, and stands there.
     let mut held = town.db.admin.begin().await.expect("begun");
@@ -85,4 +83,64 @@ async fn of_three_schedulers_one_stopped_in_a_slot_and_resumed_an_hour_later_rep
     assert_eq!(town.count(twice).await, 0);
     assert_eq!(town.count("SELECT count(*) FROM public.fired").await, 6, "none besides");
     stopped.kill().await.expect("killed");
+}
+
+/// Gives the whole of Reeve's schema a clock that differs from this machine's, which is the schedulers'. (The clock of a
+/// program cannot be changed alone.)
+async fn differ(town: &Town, by: &str) {
+    let clock = format!(
+        "CREATE FUNCTION public.other_now() RETURNS timestamptz LANGUAGE sql STABLE
+           RETURN pg_catalog.now() + interval '{by}';
+         GRANT EXECUTE ON FUNCTION public.other_now() TO PUBLIC"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(clock)).execute(&town.db.admin).await.expect("a clock");
+    let functions: Vec<String> = sqlx::query_scalar(
+        "SELECT pg_get_functiondef(p.oid) FROM pg_proc p WHERE p.pronamespace = 'reeve'::regnamespace AND p.prosrc ~ 'now\\(\\)'",
+    )
+    .fetch_all(&town.db.admin)
+    .await
+    .expect("the functions");
+    assert!(functions.iter().any(|sql| sql.contains("reeve.schedules_due()")));
+    for sql in functions {
+        let sql = sql.replace("now()", "public.other_now()");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&town.db.admin).await.expect("replaced");
+    }
+}
+
+#[tokio::test]
+async fn schedulers_whose_clock_is_ten_minutes_off_fire_by_the_databases_clock_and_once() {
+    for by in ["10 minutes", "-10 minutes"] {
+        let town = Town::new().await;
+        run(&town, REMEMBER).await;
+        differ(&town, by).await;
+        // Five minutes from the database's now, both ways. By the schedulers' clock both were due long since, or neither is.
+        run(
+            &town,
+            "INSERT INTO reeve.schedules (kind, cron, next_at)
+             SELECT kind, to_char(at, 'MI HH24 DD MM') || ' *', at AT TIME ZONE 'UTC'
+             FROM date_trunc('minute', public.other_now() AT TIME ZONE 'UTC') now,
+                  LATERAL (VALUES ('fleet.probe', now - interval '5 minutes'), ('webhook.prune', now + interval '5 minutes')) s (kind, at)",
+        )
+        .await;
+        let mut schedulers = [scheduler(&town), scheduler(&town)];
+        let fired = "SELECT count(*) FROM public.fired WHERE kind = 'fleet.probe'";
+        until("the slot has fired", async || town.count(fired).await == 2).await;
+        // Its jobs are done, and another slot comes due: with it they have looked once more.
+        run(&town, "DELETE FROM reeve.jobs; DELETE FROM reeve.schedules WHERE kind = 'fleet.probe'").await;
+        run(
+            &town,
+            "INSERT INTO reeve.schedules (kind, cron, next_at)
+             SELECT 'fleet.probe', to_char(at, 'MI HH24 DD MM') || ' *', at AT TIME ZONE 'UTC'
+             FROM date_trunc('minute', public.other_now() AT TIME ZONE 'UTC' - interval '2 minutes') at",
+        )
+        .await;
+        until("the next has fired", async || town.count(fired).await >= 4).await;
+        assert_eq!(town.count("SELECT count(*) FROM public.fired").await, 4, "{by}: none twice, none before its time");
+        assert_eq!(town.count("SELECT count(DISTINCT (tenant_id, slot)) FROM public.fired").await, 4);
+        let following = "SELECT count(*) FROM reeve.schedules WHERE kind = 'fleet.probe' AND next_at > public.other_now() + interval '300 days'";
+        assert_eq!(town.count(following).await, 1, "{by}: computed from the database's now");
+        for child in &mut schedulers {
+            child.kill().await.expect("killed");
+        }
+    }
 }

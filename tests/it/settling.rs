@@ -8,7 +8,7 @@ use reeve_jobs::{
     TenantContext, client,
     job::{ClaimedJob, Outcome},
     kinds::{ProbeFleet, Work},
-    queue::{Lane, PostgresQueue, Queue},
+    queue::{Lane, PostgresQueue, Queue, Settlement},
     tenant::{Directory, Rows, Scope, ScopeError},
 };
 use reeve_worker::runtime::{Fleet, FleetConfig, Handler, Progress, fleet::Slots};
@@ -117,4 +117,32 @@ async fn who_lost_the_lease_cannot_settle_in_its_own_transaction_and_keeps_nothi
     until("the transaction has ended", async || town.count(open).await == 0).await;
     assert_eq!(town.count(EFFECTS).await, 0);
     assert_eq!(town.state(job.id).await, "available");
+}
+
+/// Found by the suite `model`: whoever gave a job back just then was told that its lease was lost, which it was not.
+#[tokio::test]
+async fn a_settlement_that_waits_for_a_cancellation_is_stored_as_one_that_comes_after_it() {
+    let town = Town::new().await;
+    let lane = Lane { queue: "probes".to_owned(), region: "default".to_owned() };
+    let queue = PostgresQueue::new(town.worker.clone());
+    for outcome in ["retry", "snooze", "release", "completed"] {
+        client::enqueue_alone(&town.app, &town.a, &ProbeFleet::default()).await.expect("enqueued");
+        let job = queue.claim(&lane, 1, "w", "", Duration::from_secs(30)).await.expect("a claim").jobs.remove(0);
+        let mut cancelling = town.db.admin.begin().await.expect("begin");
+        sqlx::query("SELECT reeve.cancel_job($1, 'test', 'to see')")
+            .bind(job.id)
+            .execute(&mut *cancelling)
+            .await
+            .expect("cancelled");
+        let (id, token) = (job.id, job.lease_token);
+        let end = [Settlement { job: id, token, outcome, delay: Duration::ZERO, error: None }];
+        let (settled, ()) = tokio::join!(queue.settle(&end), async {
+            let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                         AND wait_event_type = 'Lock' AND query LIKE '%reeve.settle%'";
+            until("the settlement waits for the row", async || town.count(waits).await == 1).await;
+            cancelling.commit().await.expect("commit");
+        });
+        assert_eq!(settled.expect("settled"), [id], "{outcome}");
+        assert_eq!(town.state(id).await, if outcome == "completed" { outcome } else { "cancelled" });
+    }
 }

@@ -6,6 +6,8 @@
 #[cfg(feature = "program")]
 pub mod bulk;
 #[cfg(feature = "program")]
+pub mod history;
+#[cfg(feature = "program")]
 pub mod inspect;
 #[cfg(feature = "program")]
 pub mod operate;

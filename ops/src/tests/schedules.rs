@@ -32,8 +32,8 @@ async fn a_schedule_is_changed_paused_resumed_and_given_back_and_each_act_is_aud
     assert_eq!(back.out, "changed: cron_override, window_override\n", "{}", back.messages);
     assert!(reeve(&db, &["schedules", "list"]).await.out.contains("17 3 * * *"));
     let entries: String = sqlx::query_scalar(
-        "SELECT string_agg(actor || ' ' || action || ' ' || target, '; ' ORDER BY seq)
-         FROM reeve.audit_log WHERE tenant_id = '-'",
+        "SELECT string_agg(concat_ws(' ', actor, action, target, array_to_string(fields, ','), reason), '; ' ORDER BY seq)
+         FROM reeve.audit_log JOIN reeve.audit_bodies USING (tenant_id, seq) WHERE tenant_id = '-'",
     )
     .fetch_one(&db.admin)
     .await
@@ -42,8 +42,9 @@ async fn a_schedule_is_changed_paused_resumed_and_given_back_and_each_act_is_aud
     assert_eq!(
         entries,
         format!(
-            "cli:ann schedule.changed {target}; cli:ann schedule.paused {target}; cli:ann schedule.resumed {target}; \
-             cli:ann schedule.changed {target}"
+            "cli:ann schedule.changed {target} catch_up,cron_override,time_zone,window_override r; \
+             cli:ann schedule.paused {target} paused r; cli:ann schedule.resumed {target} paused r; \
+             cli:ann schedule.changed {target} cron_override,window_override r"
         )
     );
     db.drop_now().await;
