@@ -16,7 +16,7 @@ use reeve_jobs::{
     TenantContext, TenantId,
     clock::SystemClock,
     job::JobId,
-    queue::PostgresQueue,
+    queue::{PostgresQueue, Queue},
     seal::RootKey,
     tenant::{Directory, Scope},
     testing::TestDatabase,
@@ -113,6 +113,15 @@ impl Town {
     }
 
     pub fn fleet_with(&self, handler: impl Handler, change: impl FnOnce(&mut FleetConfig)) -> Running {
+        self.fleet_over(PostgresQueue::new(self.worker.clone()), handler, change)
+    }
+
+    pub fn fleet_over(
+        &self,
+        queue: impl Queue,
+        handler: impl Handler,
+        change: impl FnOnce(&mut FleetConfig),
+    ) -> Running {
         let mut config = FleetConfig {
             name: format!("test-{}", Uuid::new_v4().simple()),
             region: "default".into(),
@@ -122,13 +131,7 @@ impl Town {
             grace: Duration::from_secs(10),
         };
         change(&mut config);
-        let fleet = Fleet {
-            config,
-            queue: PostgresQueue::new(self.worker.clone()),
-            pool: self.worker.clone(),
-            directory: self.directory(),
-            handler,
-        };
+        let fleet = Fleet { config, queue, pool: self.worker.clone(), directory: self.directory(), handler };
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         Running { stop, fleet: tokio::spawn(fleet.run(async move { stopped.cancelled().await })) }

@@ -5,6 +5,10 @@
 //! weight. Enqueueing is not here: it happens in the app's transaction, by SQL (see [`crate::client`]).
 #[cfg(feature = "program")]
 pub mod bulk;
+// Out here, since the window is linked where nothing that opens seals is.
+#[cfg(any(feature = "redis", feature = "window"))]
+#[path = "redis/connection.rs"]
+pub mod connection;
 #[cfg(feature = "program")]
 pub mod inspect;
 #[cfg(feature = "program")]
@@ -18,10 +22,14 @@ pub mod schedules;
 pub mod slots;
 #[cfg(feature = "program")]
 pub mod waits;
+#[cfg(feature = "window")]
+pub mod window;
 
 use std::{future::Future, time::Duration};
 
 pub use postgres::PostgresQueue;
+#[cfg(feature = "window")]
+pub use window::WindowedQueue;
 
 use crate::job::{ClaimedJob, JobId, LeaseToken};
 

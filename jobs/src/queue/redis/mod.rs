@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use self::envelope::{Address, Content};
 pub use self::keys::{InvalidRootKey, QueueKey};
+pub use super::connection;
 use super::{Claim, ERROR_CHARS_MAX, Lane, PAYLOAD_BYTES_MAX, Queue, QueueError, Renewed, Settlement};
 use crate::{
     job::{ClaimedJob, JobId, LeaseToken, State},
