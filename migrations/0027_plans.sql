@@ -5,6 +5,14 @@
 -- A plan that is kept may be older than the rows. Made while the queue was empty it would read the whole table, and go on
 -- doing so, with a million rows in it, until somebody runs ANALYZE. So these functions know one way of reading, by an
 -- index, row by row; suite `plans` makes the plans first and the rows afterwards. Compiling (jit) costs more than it saves.
+--
+-- And one more end of an attempt: `interrupted` is a release of what had started. It is kept on record, since what the
+-- attempt had done may be done again.
+SET LOCAL ROLE reeve_owner;
+ALTER TABLE reeve.job_attempts DROP CONSTRAINT job_attempts_outcome_check;
+ALTER TABLE reeve.job_attempts ADD CONSTRAINT job_attempts_outcome_check
+  CHECK (outcome IN ('retry', 'snooze', 'interrupted', 'dead', 'quarantine', 'lease_expired'));
+
 SET LOCAL ROLE reeve_dispatch;
 
 -- The tenants with ready jobs, in byte order, from one cursor to another: a skip scan over jobs_ready. The far end is
@@ -221,7 +229,7 @@ END $$;
 -- One look of reeve.settle (0026_settle_beside_cancel.sql). Settles a batch, each job fenced by its lease token. Returns
 -- the ids that were settled: a missing one had lost its lease, and its outcome is not recorded.
 -- Outcomes: completed, cancelled; retry (after delay_secs, or dead when attempts are used up); snooze (later, uncounted);
--- release (at once, uncounted); dead; quarantine (audited here, in the same transaction).
+-- release and interrupted (at once, uncounted); dead; quarantine (audited here, in the same transaction).
 CREATE OR REPLACE FUNCTION reeve.settle_once(ids uuid[], tokens uuid[], outcomes text[], delays double precision[],
                                              errors text[])
   RETURNS TABLE (settled uuid) LANGUAGE plpgsql
@@ -236,7 +244,7 @@ BEGIN
   over AS (
     DELETE FROM reeve.jobs j USING s
     WHERE j.id = s.id AND j.lease_token = s.token
-      AND (s.outcome IN ('completed', 'cancelled') OR (j.cancel_reason IS NOT NULL AND s.outcome IN ('retry', 'snooze', 'release')))
+      AND (s.outcome IN ('completed', 'cancelled') OR (j.cancel_reason IS NOT NULL AND s.outcome IN ('retry', 'snooze', 'release', 'interrupted')))
     RETURNING j.id, j.tenant_id, j.kind, j.queue, j.region, j.priority, j.attempt, j.attempts_max, j.rescues, j.run_at,
               j.created_at, j.attempted_at, j.worker, j.unique_key, j.traceparent, j.payload,
               CASE s.outcome WHEN 'completed' THEN 'completed' ELSE 'cancelled' END AS state,
@@ -252,21 +260,21 @@ BEGIN
     SET state = CASE s.outcome
                   WHEN 'retry' THEN CASE WHEN j.attempt >= j.attempts_max THEN 'dead'
                                          WHEN s.delay_secs > 0 THEN 'retryable' ELSE 'available' END
-                  WHEN 'snooze' THEN 'scheduled' WHEN 'release' THEN 'available'
+                  WHEN 'snooze' THEN 'scheduled' WHEN 'release' THEN 'available' WHEN 'interrupted' THEN 'available'
                   -- No ELSE: an unknown word leaves no state, which the table refuses.
                   WHEN 'dead' THEN 'dead' WHEN 'quarantine' THEN 'quarantined' END,
-        rescues = CASE WHEN s.outcome = 'release' THEN j.rescues ELSE 0 END,
-        attempt = j.attempt - CASE WHEN s.outcome IN ('snooze', 'release') THEN 1 ELSE 0 END,
+        rescues = CASE WHEN s.outcome IN ('release', 'interrupted') THEN j.rescues ELSE 0 END,
+        attempt = j.attempt - CASE WHEN s.outcome IN ('snooze', 'release', 'interrupted') THEN 1 ELSE 0 END,
         run_at = CASE WHEN s.outcome IN ('retry', 'snooze') THEN now() + make_interval(secs => s.delay_secs) ELSE j.run_at END,
         lease_token = NULL, lease_expires_at = NULL,
         last_error = coalesce(s.error, j.last_error)
     FROM s
     WHERE j.id = s.id AND j.lease_token = s.token AND s.outcome NOT IN ('completed', 'cancelled')
-      AND NOT (j.cancel_reason IS NOT NULL AND s.outcome IN ('retry', 'snooze', 'release'))
+      AND NOT (j.cancel_reason IS NOT NULL AND s.outcome IN ('retry', 'snooze', 'release', 'interrupted'))
     RETURNING j.id, j.tenant_id, j.state, s.outcome, j.attempt, j.worker, j.attempted_at, s.error),
   attempts AS (
     INSERT INTO reeve.job_attempts (tenant_id, job_id, attempt, outcome, worker, started_at, error)
-    SELECT k.tenant_id, k.id, k.attempt + CASE k.outcome WHEN 'snooze' THEN 1 ELSE 0 END,
+    SELECT k.tenant_id, k.id, k.attempt + CASE WHEN k.outcome IN ('snooze', 'interrupted') THEN 1 ELSE 0 END,
            CASE k.state WHEN 'dead' THEN 'dead' ELSE k.outcome END, k.worker, k.attempted_at, k.error
     FROM kept k WHERE k.outcome <> 'release'),
   -- No row when nothing is quarantined, and then nothing is called. The ids below come from here, so that it is run.
@@ -282,6 +290,9 @@ END $$;
 ALTER FUNCTION reeve.report_progress(uuid[], uuid[], text[], bigint[], bigint[], uuid[], uuid[])
   SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
   SET enable_mergejoin = off SET jit = off;
+-- This one has lists to join, which want a hash.
+ALTER FUNCTION reeve.take_up(text, text, uuid[], integer, text, double precision)
+  SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off;
 
 -- Enqueues in the caller's transaction. Returns the job's id; with a dedupe_key that a live job of this tenant and
 -- kind has, that job's id. `tenant_id` may only confirm the context.

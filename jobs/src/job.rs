@@ -3,7 +3,7 @@
 //! ```text
 //!   enqueue ──► scheduled ──promote──► available ──claim──► running ──┬─ completed ─┐
 //!                   ▲                      ▲  ▲                       ├─ cancelled ─┼─► job_history
-//!                   │        snooze        │  └──── release ──────────┤             │
+//!                   │        snooze        │  └ release, interrupted ─┤             │
 //!                   └──────────────────────┼──────────────────────────┤             │
 //!               retryable ──promote────────┘                          │             │
 //!                   ▲            retry (delay)                        │             │
@@ -146,8 +146,11 @@ pub enum Outcome {
     Dead { why: String },
     /// The job tried to cross a tenant's border, or is not safe to run. Audited; an operator must look.
     Quarantine { why: String },
-    /// Given back unstarted or interrupted by a shutdown: available at once, uncounted.
+    /// Given back unstarted: available at once, uncounted, and nothing is kept of it.
     Release,
+    /// Given back after it had started: the process stops, or the lease may be lost. Available at once and uncounted, but on
+    /// record, since what the attempt had done may be done again.
+    Interrupted,
     /// Done, and settled already in the handler's own transaction: see [`crate::tenant::Scope::commit_and_settle`].
     Settled,
 }
@@ -182,6 +185,7 @@ impl Outcome {
             Self::Dead { .. } => "dead",
             Self::Quarantine { .. } => "quarantine",
             Self::Release => "release",
+            Self::Interrupted => "interrupted",
             Self::Settled => Self::SETTLED,
         }
     }
@@ -189,7 +193,7 @@ impl Outcome {
     /// Why, for the job's history; `None` where there is nothing to say.
     pub fn why(&self) -> Option<&str> {
         match self {
-            Self::Done | Self::Release | Self::Settled => None,
+            Self::Done | Self::Release | Self::Interrupted | Self::Settled => None,
             Self::Retry { why, .. }
             | Self::Snooze { why, .. }
             | Self::Cancel { why }

@@ -24,6 +24,8 @@ pub struct Config {
     audit_key: Option<Redacted<String>>,
     /// Logs in as a role that may read the app's tables; for `reeve catalogue`. Else the administrator's address is used.
     app_database_url: Option<Redacted<String>>,
+    /// The Redis of the window; for `reeve doctor`, which asks whether it is there.
+    redis_url: Option<Redacted<String>>,
     /// The file all this came from, or "environment".
     #[serde(skip)]
     place: String,
@@ -42,6 +44,11 @@ impl Config {
 
     pub fn admin_database_url(&self) -> Result<&Redacted<String>, ConfigError> {
         self.admin_database_url.as_ref().ok_or_else(|| self.missing("admin_database_url"))
+    }
+
+    /// `None` when there is none.
+    pub fn redis_url(&self) -> Option<&Redacted<String>> {
+        self.redis_url.as_ref()
     }
 
     /// `None` when there is none.

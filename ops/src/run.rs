@@ -139,6 +139,9 @@ pub async fn run(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<Outcome, Fail
         Noun::Doctor { catalogue } => {
             let pool = open(&config).await?;
             let mut report = doctor::run(&pool, &SystemClock).await?;
+            if let Some(url) = config.redis_url() {
+                report.checks.push(doctor::window(url).await);
+            }
             if let Some(file) = catalogue {
                 report.checks.push(doctor::app(&open_app(&config).await?, file).await?);
             }

@@ -6,12 +6,14 @@ use std::{
 
 use reeve_jobs::{
     audit::{AuditKey, AuditKeyError},
+    kinds::Kind,
     program,
+    queue::window::{self, InvalidRedisUrl},
     redact::Redacted,
 };
 use serde::Deserialize;
 
-use crate::signer::Signer;
+use crate::{relay::Relay, signer::Signer};
 
 /// The section's name, and so the prefix of its environment variables: `REEVE_SCHEDULER__…`.
 const SECTION: &str = "scheduler";
@@ -47,6 +49,14 @@ pub struct Config {
     /// Records of attempts that did not finish their job are kept this long.
     #[serde(default = "default::attempt_keep_days")]
     pub attempt_keep_days: i32,
+    /// Redis; with it ready jobs are held out to the workers there, without it the workers look for them in PostgreSQL.
+    pub redis_url: Option<Redacted<String>>,
+    /// Queues whose jobs are held out; all where none is named. Those of kinds with a deadline never are.
+    #[serde(default)]
+    pub window_queues: Vec<String>,
+    /// How often the windows are looked after.
+    #[serde(default = "default::relay_ms")]
+    pub relay_ms: i32,
     /// 32 bytes in base64; with it the ends of the audit chains are signed, without it they are not. The same as
     /// `[ops] audit_key`, and not where the database's administrator could read it.
     pub audit_key: Option<Redacted<String>>,
@@ -70,6 +80,10 @@ pub enum ConfigError {
         "[{SECTION}] database_url is empty; set it in the file under [{SECTION}] or as REEVE_SCHEDULER__DATABASE_URL"
     )]
     NoDatabase,
+    #[error("[{SECTION}] {0}")]
+    Redis(#[from] InvalidRedisUrl),
+    #[error("[{SECTION}] window_queues: no such queue {found:?}; queues are {known}")]
+    NoQueue { found: String, known: String },
     #[error("[{SECTION}] audit_key: {0}")]
     AuditKey(#[from] AuditKeyError),
     #[error(
@@ -93,6 +107,7 @@ impl Config {
         }
         for (key, found, min, max) in [
             ("tick_ms", self.tick_ms, 10, 60_000),
+            ("relay_ms", self.relay_ms, 10, 60_000),
             ("rescue_secs", self.rescue_secs, 1, 3600),
             // Well below `reeve_jobs::queue::slots::SKIP_GRACE_SECS`, so that a running scheduler is never too late for a slot.
             ("slots_secs", self.slots_secs, 1, 30),
@@ -109,6 +124,13 @@ impl Config {
                 return Err(ConfigError::OutOfRange { key, found, min, max, env });
             }
         }
+        if let Some(url) = &self.redis_url {
+            window::check_url("redis_url", url)?;
+        }
+        let known = Kind::queues();
+        if let Some(found) = self.window_queues.iter().find(|queue| !known.contains(&queue.as_str())) {
+            return Err(ConfigError::NoQueue { found: found.clone(), known: known.join(", ") });
+        }
         if self.audit_key()?.is_none() && self.audit_checkpoint_file.is_some() {
             return Err(ConfigError::FileWithoutKey);
         }
@@ -121,6 +143,15 @@ impl Config {
 
     pub fn tick(&self) -> Duration {
         Duration::from_millis(u64::from(self.tick_ms.unsigned_abs()))
+    }
+
+    pub fn relay_every(&self) -> Duration {
+        Duration::from_millis(u64::from(self.relay_ms.unsigned_abs()))
+    }
+
+    /// `None` where there is no Redis.
+    pub fn relay(&self) -> Option<Relay> {
+        Some(Relay::new(self.redis_url.clone()?, self.window_queues.clone()))
     }
 
     pub fn rescue(&self) -> Duration {
@@ -153,6 +184,9 @@ fn secs(n: i32) -> Duration {
 mod default {
     pub fn tick_ms() -> i32 {
         500
+    }
+    pub fn relay_ms() -> i32 {
+        100
     }
     pub fn rescue_secs() -> i32 {
         5
@@ -224,6 +258,17 @@ mod tests {
         let config = read(&format!("[scheduler]\ndatabase_url = 'postgres://u:hunter2@h/d'\naudit_key = '{key}'"));
         let shown = format!("{:?}", config.expect("valid"));
         assert!(!shown.contains("hunter2") && !shown.contains("AAEC"), "{shown}");
+    }
+
+    #[test]
+    fn a_redis_that_is_none_or_a_queue_that_no_kind_uses_is_refused() {
+        let said = |rest: &str| read(&format!("[scheduler]\ndatabase_url = 'x'\n{rest}")).unwrap_err().to_string();
+        let wrong = said("redis_url = 'http://u:hunter2@h'");
+        assert!(wrong.contains("redis_url") && wrong.contains("redis://") && !wrong.contains("hunter2"), "{wrong}");
+        let wrong = said("window_queues = ['webhook']");
+        assert!(wrong.contains("\"webhook\"") && wrong.contains("probes"), "{wrong}");
+        let config = read("[scheduler]\ndatabase_url = 'x'\nredis_url = 'redis://u:hunter2@h'").expect("valid");
+        assert!(config.relay().is_some() && !format!("{config:?}").contains("hunter2"));
     }
 
     #[test]

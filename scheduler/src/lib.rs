@@ -16,6 +16,7 @@
 //! | who makes waiting jobs available? | [`promoter`] |
 //! | what becomes of a job whose worker vanished? | [`rescuer`] |
 //! | what is thrown away, and when? | [`pruner`] |
+//! | who holds ready jobs out to the workers in Redis? | [`relay`] |
 //! | who works through an operator's bulk operation? | [`bulk`] |
 //! | who signs the audit log, so that a change of it shows? | [`signer`] |
 //! | what was opened for a time, and is over? | [`closer`] |
@@ -27,6 +28,7 @@ pub mod config;
 pub mod enqueuer;
 pub mod promoter;
 pub mod pruner;
+pub mod relay;
 pub mod rescuer;
 pub mod service;
 pub mod signer;

@@ -16,7 +16,7 @@ const MISCONFIGURED: u8 = 2;
 const WRONG_DATABASE: u8 = 3;
 
 /// One for each service.
-const CONNECTIONS_MAX: u32 = 7;
+const CONNECTIONS_MAX: u32 = 8;
 
 /// Makes jobs due: fires schedules, promotes waiting jobs, rescues lost ones, prunes old ones. Run as many as you like.
 #[derive(Debug, Parser)]

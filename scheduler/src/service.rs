@@ -10,6 +10,7 @@
 //! afresh, and sees that it ended.
 use std::{collections::HashMap, future::Future, time::Duration};
 
+use reeve_jobs::queue::window::WindowError;
 use sqlx::PgPool;
 use tokio::{
     task::{Id, JoinSet},
@@ -30,6 +31,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 pub enum ServiceError {
     #[error("{0}")]
     Database(#[from] sqlx::Error),
+    #[error("the window: {0}")]
+    Window(#[from] WindowError),
     #[error("{file}: signed checkpoints could not be appended, so none was stored: {source}")]
     Append { file: String, source: std::io::Error },
 }
@@ -58,6 +61,9 @@ pub async fn run(pool: &PgPool, config: &Config, stop: &CancellationToken) -> Re
     fleet.start(BulkRunner, config.rescue());
     fleet.start(Closer, config.rescue());
     fleet.start(Pruner { keep: config.into() }, config.upkeep());
+    if let Some(relay) = config.relay() {
+        fleet.start(relay, config.relay_every());
+    }
     if let Some(signer) = config.signer() {
         fleet.start(signer, config.audit_checkpoint());
     }

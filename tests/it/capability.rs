@@ -174,7 +174,7 @@ async fn a_zombie_is_fenced_by_the_database_in_the_middle_of_its_scope() {
     sqlx::query("SELECT reeve.rescue(10)").execute(&town.db.admin).await.expect("rescued");
     let error = scope.write(disable(), Rows::AtMost(0)).await.expect_err("no longer its job");
     assert!(error.to_string().contains("lease is no longer held"), "{error}");
-    assert_eq!(error.into_outcome(), Outcome::Release, "it records nothing");
+    assert_eq!(error.into_outcome(), Outcome::Interrupted, "no failure of the job's");
     assert_eq!(tries(&town, "a", &contexts[0], JOBS).await, Err("RV013".to_owned()));
     assert_eq!(tries(&town, "b", &contexts[1], JOBS).await, Ok(1), "the neighbour's lease is its own");
     // And the next holder is let in.
@@ -222,7 +222,7 @@ async fn a_proof_past_its_time_gives_the_job_back_and_a_claims_outlives_the_atte
     assert_eq!(tries(&town, "a", &past, JOBS).await, Err("RV012".to_owned()));
     let context = TenantContext::new(town.a.clone(), "default", Proof::new(&past));
     let refused = Scope::open(&town.directory(), &context).await.expect_err("past its time");
-    assert_eq!(refused.into_outcome(), Outcome::Release);
+    assert_eq!(refused.into_outcome(), Outcome::Interrupted);
     let left: i64 = sqlx::query_scalar("SELECT $1::bigint - extract(epoch FROM now())::bigint")
         .bind(contexts[0].split('/').nth(3).expect("a time").parse::<i64>().expect("a number"))
         .fetch_one(&town.db.admin)

@@ -1,4 +1,6 @@
 //! What happens when things break: workers killed, leases lost, connections cut, handlers that panic or hang.
+mod storm;
+
 use std::{
     collections::HashMap,
     sync::{

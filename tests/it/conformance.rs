@@ -1,12 +1,16 @@
 //! The claims of `jobs::testing::queue_suite`, over each store of jobs.
+use std::{sync::Arc, time::Duration};
+
 use reeve_jobs::{
     JobId, Kind, State, TenantId,
+    job::LeaseToken,
     queue::{
-        Lane, PostgresQueue,
+        Claim, Lane, PostgresQueue, Queue, QueueError, Renewed, Settlement, WindowedQueue,
         redis::{self as redis_queue, Connection, QueueKey, RedisQueue},
     },
     testing::queue_suite::{self, Driver, NewJob, Rules},
 };
+use reeve_scheduler::relay::Relay;
 use sqlx::PgPool;
 
 use crate::{
@@ -46,6 +50,20 @@ macro_rules! over_a_cluster {
     };
 }
 reeve_jobs::each_queue_claim!(over_a_cluster);
+
+macro_rules! over_the_window {
+    ($($claim:ident),+ $(,)?) => { mod windowed { $(
+        #[tokio::test]
+        async fn $claim() {
+            let store = super::Windowed::new().await;
+            super::queue_suite::$claim(&store).await;
+            // The one claim of the suite that hands out nothing.
+            let by_window = store.queue.queue.taken_up() > 0;
+            assert_eq!(by_window, stringify!($claim) != "a_cancelled_job_that_waits_is_never_claimed");
+        }
+    )+ } };
+}
+reeve_jobs::each_queue_claim!(over_the_window);
 
 pub struct Postgres {
     pub town: Town,
@@ -165,6 +183,112 @@ impl Driver for Postgres {
         .fetch_one(&self.town.db.admin)
         .await
         .expect("a lease")
+    }
+}
+
+/// The queue on PostgreSQL with its window, which a relay fills before each claim.
+#[derive(Clone)]
+struct Relayed {
+    queue: WindowedQueue,
+    relay: Arc<tokio::sync::Mutex<Relay>>,
+    scheduler: PgPool,
+}
+
+impl Queue for Relayed {
+    async fn claim(&self, lane: &Lane, n: usize, w: &str, cursor: &str, lease: Duration) -> Result<Claim, QueueError> {
+        self.relay.lock().await.run_once(&self.scheduler).await.expect("relayed");
+        self.queue.claim(lane, n, w, cursor, lease).await
+    }
+
+    async fn mark_started(&self, job: JobId, token: LeaseToken) -> Result<bool, QueueError> {
+        self.queue.mark_started(job, token).await
+    }
+
+    async fn renew(&self, held: &[(JobId, LeaseToken)], lease: Duration) -> Result<Vec<Renewed>, QueueError> {
+        self.queue.renew(held, lease).await
+    }
+
+    async fn settle(&self, batch: &[Settlement]) -> Result<Vec<JobId>, QueueError> {
+        self.queue.settle(batch).await
+    }
+
+    async fn wait_for_jobs(&self, lane: &Lane, secs: f64) -> Result<(), QueueError> {
+        self.queue.wait_for_jobs(lane, secs).await
+    }
+
+    async fn stop_waiting(&self, lane: &Lane) -> Result<(), QueueError> {
+        self.queue.stop_waiting(lane).await
+    }
+}
+
+struct Windowed {
+    postgres: Postgres,
+    queue: Relayed,
+    _server: crate::window_places::Place,
+}
+
+impl Windowed {
+    async fn new() -> Self {
+        let (postgres, server) = (Postgres::new().await, crate::window_places::Place::start().await);
+        let link = server.link().await;
+        let queue = Relayed {
+            queue: WindowedQueue::new(postgres.queue.clone(), Some(link)).direct_every(Duration::from_secs(3_600)),
+            relay: Arc::new(tokio::sync::Mutex::new(server.relay())),
+            scheduler: postgres.scheduler.clone(),
+        };
+        Self { postgres, queue, _server: server }
+    }
+}
+
+impl Driver for Windowed {
+    type Queue = Relayed;
+
+    fn queue(&self) -> &Relayed {
+        &self.queue
+    }
+
+    fn lane(&self) -> Lane {
+        self.postgres.lane()
+    }
+
+    async fn tenant(&self, id: &str, rules: Rules) -> TenantId {
+        self.postgres.tenant(id, rules).await
+    }
+
+    async fn enqueue(&self, tenant: &TenantId, job: &NewJob) -> Result<JobId, String> {
+        self.postgres.enqueue(tenant, job).await
+    }
+
+    async fn pause_queue(&self, pause: bool) {
+        self.postgres.pause_queue(pause).await;
+    }
+
+    async fn pass(&self, secs: i64) {
+        self.postgres.pass(secs).await;
+    }
+
+    async fn upkeep(&self) {
+        self.postgres.upkeep().await;
+    }
+
+    async fn cancel(&self, job: JobId) {
+        self.postgres.cancel(job).await;
+    }
+
+    async fn redrive(&self, job: JobId) {
+        self.postgres.redrive(job).await;
+    }
+
+    async fn state(&self, job: JobId) -> State {
+        self.postgres.state(job).await
+    }
+
+    async fn spoil(&self, job: JobId) {
+        self.postgres.spoil(job).await;
+    }
+
+    async fn lease_left(&self, job: JobId) -> f64 {
+        self.postgres.lease_left(job).await
     }
 }
 

@@ -42,3 +42,6 @@ mod scope;
 mod settling;
 mod tenants;
 mod tidy;
+mod window;
+mod window_faults;
+mod window_places;

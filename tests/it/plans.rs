@@ -23,7 +23,8 @@ const fn hot(name: &'static str, role: &'static str, sql: &'static str, entries_
     Hot { name, role, sql, entries_max }
 }
 
-/// `$1` and `$2`: ids and tokens of a hundred running jobs; `$3` a waiting job. Every statement names all three.
+/// `$1` and `$2`: ids and tokens of a hundred running jobs; `$3` a waiting job, `$4` a hundred. Every statement names the
+/// first three.
 const HOT: &[Hot] = &[
     hot("enqueue", "reeve_app", "SELECT reeve.enqueue('fleet.probe', '{}') WHERE ($1, $2, $3) IS NOT NULL", 20),
     hot(
@@ -56,6 +57,19 @@ const HOT: &[Hot] = &[
         "reeve_worker",
         "SELECT count(*) FROM reeve.claim('maintenance', 'default', 100, 'w', '', 30) WHERE ($1, $2, $3) IS NOT NULL",
         50,
+    ),
+    hot(
+        "take_up",
+        "reeve_worker",
+        "SELECT count(*) FROM reeve.take_up('probes', 'default', $4, 100, 'w', 30) WHERE ($1, $2, $3) IS NOT NULL",
+        1_500,
+    ),
+    hot(
+        "window_jobs",
+        "reeve_scheduler",
+        "SELECT count(*) FROM reeve.window_jobs('probes', 'default',
+           reeve.window_tenants('probes', 'default', '', 100), 100) WHERE ($1, $2, $3) IS NOT NULL",
+        2_000,
     ),
     hot(
         "mark_started",
@@ -96,6 +110,7 @@ struct Held {
     ids: Vec<Uuid>,
     tokens: Vec<Uuid>,
     waiting: Uuid,
+    ready: Vec<Uuid>,
 }
 
 /// A session of each role, which keeps its plans.
@@ -119,13 +134,9 @@ impl Sessions {
         let mut tx = self.of(hot.role).begin().await.expect("begin");
         client::set_tenant(&mut tx, tenant).await.expect("context");
         let before = counters(&mut tx, big).await;
-        sqlx::query(hot.sql)
-            .bind(&held.ids)
-            .bind(&held.tokens)
-            .bind(held.waiting)
-            .execute(&mut *tx)
-            .await
-            .unwrap_or_else(|error| panic!("{}: {error}", hot.name));
+        let statement = sqlx::query(hot.sql).bind(&held.ids).bind(&held.tokens).bind(held.waiting);
+        let statement = if hot.sql.contains("$4") { statement.bind(&held.ready) } else { statement };
+        statement.execute(&mut *tx).await.unwrap_or_else(|error| panic!("{}: {error}", hot.name));
         let after = counters(&mut tx, big).await;
         tx.rollback().await.expect("rollback");
         (after.0 - before.0, after.1 - before.1)
@@ -196,6 +207,12 @@ async fn held(town: &Town) -> Held {
         .fetch_one(&town.db.admin)
         .await
         .expect("a waiting job"),
+        ready: sqlx::query_scalar(
+            "SELECT id FROM reeve.jobs WHERE queue = 'probes' AND state = 'available' AND tenant_id > 't' LIMIT 100",
+        )
+        .fetch_all(&town.db.admin)
+        .await
+        .expect("ready jobs"),
     }
 }
 
@@ -206,7 +223,8 @@ async fn hot_statements_read_few_index_entries_of_a_million_jobs() {
     sqlx::query("ALTER TABLE reeve.jobs SET (autovacuum_enabled = false)").execute(&town.db.admin).await.expect("set");
     let big = big_relations(&town).await;
     let mut early = Sessions::open(&town).await;
-    let nothing = Held { ids: vec![Uuid::nil(); 100], tokens: vec![Uuid::nil(); 100], waiting: Uuid::nil() };
+    let nothing =
+        Held { ids: vec![Uuid::nil(); 100], tokens: vec![Uuid::nil(); 100], waiting: Uuid::nil(), ready: vec![] };
     for hot in HOT {
         early.run(hot, &nothing, &town.a, &big).await;
     }

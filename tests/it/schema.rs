@@ -122,11 +122,15 @@ const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.set_flag(text,jsonb,text,text,text,text)", &["reeve_ops"]),
     ("reeve.settle(uuid[],uuid[],text[],double precision[],text[])", &["reeve_worker"]),
     ("reeve.stop_waiting(text,text)", &["reeve_worker"]),
+    ("reeve.take_up(text,text,uuid[],integer,text,double precision)", &["reeve_worker"]),
     ("reeve.tenant()", &["reeve_app", "reeve_dispatch", "reeve_ops", "reeve_worker"]),
     ("reeve.tenant_entry(text)", &["reeve_worker"]),
     ("reeve.tenant_kinds_off()", &["reeve_owner"]),
     ("reeve.wait_for_jobs(text,text,double precision)", &["reeve_worker"]),
     ("reeve.why(uuid)", &["reeve_ops"]),
+    ("reeve.window_jobs(text,text,text[],integer)", &["reeve_scheduler"]),
+    ("reeve.window_lanes()", &["reeve_scheduler"]),
+    ("reeve.window_tenants(text,text,text,integer)", &["reeve_scheduler"]),
 ];
 
 async fn strings(db: &mut PgConnection, sql: &'static str) -> Vec<String> {

@@ -112,7 +112,7 @@ async fn who_lost_the_lease_cannot_settle_in_its_own_transaction_and_keeps_nothi
     sqlx::query("SELECT reeve.rescue(10)").execute(&town.db.admin).await.expect("rescued");
     let refused = scope.commit_and_settle(&job).await.expect_err("the lease is lost");
     assert!(matches!(refused, ScopeError::LeaseLost), "{refused:?}");
-    assert_eq!(refused.into_outcome(), Outcome::Release);
+    assert_eq!(refused.into_outcome(), Outcome::Interrupted);
     let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'";
     until("the transaction has ended", async || town.count(open).await == 0).await;
     assert_eq!(town.count(EFFECTS).await, 0);

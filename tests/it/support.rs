@@ -16,7 +16,7 @@ use reeve_jobs::{
     TenantContext, TenantId,
     clock::SystemClock,
     job::JobId,
-    queue::PostgresQueue,
+    queue::{PostgresQueue, Queue},
     seal::RootKey,
     tenant::{Directory, Scope},
     testing::TestDatabase,
@@ -116,6 +116,15 @@ impl Town {
     }
 
     pub fn fleet_with(&self, handler: impl Handler, change: impl FnOnce(&mut FleetConfig)) -> Running {
+        self.fleet_over(PostgresQueue::new(self.worker.clone()), handler, change)
+    }
+
+    pub fn fleet_over(
+        &self,
+        queue: impl Queue,
+        handler: impl Handler,
+        change: impl FnOnce(&mut FleetConfig),
+    ) -> Running {
         let mut config = FleetConfig {
             name: format!("test-{}", Uuid::new_v4().simple()),
             region: "default".into(),
@@ -125,13 +134,7 @@ impl Town {
             grace: Duration::from_secs(10),
         };
         change(&mut config);
-        let fleet = Fleet {
-            config,
-            queue: PostgresQueue::new(self.worker.clone()),
-            pool: self.worker.clone(),
-            directory: self.directory(),
-            handler,
-        };
+        let fleet = Fleet { config, queue, pool: self.worker.clone(), directory: self.directory(), handler };
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         Running { stop, fleet: tokio::spawn(fleet.run(async move { stopped.cancelled().await })) }
@@ -259,6 +262,10 @@ impl Receiver {
 
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().expect("lock").clone()
+    }
+
+    pub fn seen_count(&self) -> usize {
+        self.seen.lock().expect("lock").len()
     }
 
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {

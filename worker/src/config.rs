@@ -2,7 +2,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use reeve_jobs::{
-    kinds::Kind, program::config::ConfigError, redact::Redacted, seal::RootKey, tenant::databases::Limits,
+    kinds::Kind, program::config::ConfigError, queue::window, redact::Redacted, seal::RootKey,
+    tenant::databases::Limits,
 };
 use serde::Deserialize;
 
@@ -23,6 +24,8 @@ pub struct Config {
     pub ops_database_url: Option<Redacted<String>>,
     /// 32 bytes in base64; seals webhook secrets.
     pub root_key: Redacted<String>,
+    /// Redis; with it jobs that a scheduler holds out there are taken up without being looked for. It need not be there.
+    pub redis_url: Option<Redacted<String>>,
     /// Unique among running workers; made from host and process when left out.
     pub name: Option<String>,
     #[serde(default = "default_region")]
@@ -103,6 +106,9 @@ impl Config {
         if let Err(error) = RootKey::from_base64(self.root_key.reveal()) {
             return wrong(format!("root_key: {error}"));
         }
+        if let Some(Err(error)) = self.redis_url.as_ref().map(|url| window::check_url("redis_url", url)) {
+            return wrong(error.to_string());
+        }
         let queues = Kind::queues();
         if let Some(queue) = self.slots.keys().find(|queue| !queues.contains(&queue.as_str())) {
             return wrong(format!("slots.{queue}: no such queue; queues are {}", queues.join(", ")));
@@ -143,6 +149,11 @@ impl Config {
             poll: Duration::from_millis(self.poll_ms),
             grace: Duration::from_secs(self.grace_secs),
         }
+    }
+
+    /// The way to the window; `None` where no Redis is configured.
+    pub fn window(&self) -> Option<window::Link> {
+        self.redis_url.clone().map(window::Link::new)
     }
 
     pub fn dedicated_limits(&self) -> Limits {
@@ -197,6 +208,15 @@ mod tests {
         let fleet = config(&[("webhooks", 3), ("maintenance", 0)], key).fleet();
         assert!(fleet.queues.iter().any(|q| q.queue == "webhooks" && q.slots == 3));
         assert!(fleet.queues.iter().all(|q| q.queue != "maintenance"));
+    }
+
+    #[test]
+    fn a_redis_that_is_none_is_refused_and_not_repeated() {
+        let mut config = config(&[], "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+        assert!(config.check().is_ok() && config.window().is_none());
+        config.redis_url = Some(Redacted::new("postgres://u:hunter2@h".to_owned()));
+        let said = config.check().unwrap_err().to_string();
+        assert!(said.contains("redis_url") && !said.contains("hunter2"), "{said}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use reeve_jobs::{
     TenantContext, TenantId,
     clock::SystemClock,
     program::{config, db, install_tls_provider, migrate, shutdown, soundness, telemetry},
-    queue::{PostgresQueue, operate::Act},
+    queue::{PostgresQueue, WindowedQueue, operate::Act},
     redact::Redacted,
     seal::RootKey,
     tenant::{Directory, Scope, databases::Databases, region, session},
@@ -131,7 +131,7 @@ async fn run(cli: Cli) -> Result<()> {
             region::prove(&pool, &config.region).await?;
             let fleet = config.fleet();
             tracing::info!(worker = fleet.name, region = &*fleet.region, queues = fleet.queues.len(), "worker started");
-            let queue = PostgresQueue::new(pool.clone());
+            let queue = WindowedQueue::new(PostgresQueue::new(pool.clone()), config.window());
             let directory = environment.directory.clone();
             let fleet = Fleet { config: fleet, queue, pool, directory, handler: Duties { environment } };
             fleet.run(shutdown::signal()).await?;

@@ -34,6 +34,7 @@ const FILES: &[(i64, &str, &str)] = &[
     (22, "progress", include_str!("../../../migrations/0022_progress.sql")),
     (23, "bulk", include_str!("../../../migrations/0023_bulk.sql")),
     (24, "history", include_str!("../../../migrations/0024_history.sql")),
+    (25, "window", include_str!("../../../migrations/0025_window.sql")),
     (26, "settle_beside_cancel", include_str!("../../../migrations/0026_settle_beside_cancel.sql")),
     (27, "plans", include_str!("../../../migrations/0027_plans.sql")),
 ];

@@ -5,6 +5,9 @@
 //! weight. Enqueueing is not here: it happens in the app's transaction, by SQL (see [`crate::client`]).
 #[cfg(feature = "program")]
 pub mod bulk;
+// Out here, since the window is linked where nothing that opens seals is.
+#[cfg(any(feature = "redis", feature = "window"))]
+pub mod connection;
 #[cfg(feature = "program")]
 pub mod history;
 #[cfg(feature = "program")]
@@ -20,10 +23,14 @@ pub mod schedules;
 pub mod slots;
 #[cfg(feature = "program")]
 pub mod waits;
+#[cfg(feature = "window")]
+pub mod window;
 
 use std::{future::Future, time::Duration};
 
 pub use postgres::PostgresQueue;
+#[cfg(feature = "window")]
+pub use window::WindowedQueue;
 
 use crate::job::{ClaimedJob, JobId, LeaseToken};
 

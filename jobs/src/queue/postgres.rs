@@ -42,6 +42,55 @@ fn claimed(row: &PgRow, id: JobId, lease_token: LeaseToken) -> sqlx::Result<Clai
     })
 }
 
+impl PostgresQueue {
+    /// Claims those of these jobs that are ready in this lane and may start, at most `limit`, under the rules of a claim.
+    /// What an id says of itself counts for nothing.
+    pub async fn take_up(
+        &self,
+        lane: &Lane,
+        ids: &[JobId],
+        limit: usize,
+        worker: &str,
+        lease: Duration,
+    ) -> Result<Claim, QueueError> {
+        let rows = sqlx::query("-- queue.take_up\nSELECT * FROM reeve.take_up($1, $2, $3, $4, $5, $6)")
+            .bind(&lane.queue)
+            .bind(&lane.region)
+            .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+            .bind(i32::try_from(limit).unwrap_or(i32::MAX))
+            .bind(worker)
+            .bind(lease.as_secs_f64())
+            .fetch_all(&self.pool)
+            .await?;
+        read(&rows)
+    }
+}
+
+/// A claim's rows, and its last one, if it has one.
+fn read(rows: &[PgRow]) -> Result<Claim, QueueError> {
+    let mut claim = Claim { jobs: Vec::with_capacity(rows.len()), ..Claim::default() };
+    for row in rows {
+        let Some(id) = row.try_get::<Option<JobId>, _>(0)? else {
+            claim.cursor = row.try_get(1)?;
+            claim.more = row.try_get::<i32, _>(4)? == 1;
+            continue;
+        };
+        let token = row.try_get(8)?;
+        // One job that cannot be read must not take the rest of its batch with it: they are claimed already.
+        match claimed(row, id, token) {
+            Ok(job) => claim.jobs.push(job),
+            Err(error) => claim.broken.push(Settlement {
+                job: id,
+                token,
+                outcome: "dead",
+                delay: Duration::ZERO,
+                error: Some(format!("the job cannot be read: {error}")),
+            }),
+        }
+    }
+    Ok(claim)
+}
+
 impl Queue for PostgresQueue {
     async fn claim(
         &self,
@@ -60,27 +109,7 @@ impl Queue for PostgresQueue {
             .bind(lease.as_secs_f64())
             .fetch_all(&self.pool)
             .await?;
-        let mut claim = Claim { jobs: Vec::with_capacity(rows.len()), ..Claim::default() };
-        for row in &rows {
-            let Some(id) = row.try_get::<Option<JobId>, _>(0)? else {
-                claim.cursor = row.try_get(1)?;
-                claim.more = row.try_get::<i32, _>(4)? == 1;
-                continue;
-            };
-            let token = row.try_get(8)?;
-            // One job that cannot be read must not take the rest of its batch with it: they are claimed already.
-            match claimed(row, id, token) {
-                Ok(job) => claim.jobs.push(job),
-                Err(error) => claim.broken.push(Settlement {
-                    job: id,
-                    token,
-                    outcome: "dead",
-                    delay: Duration::ZERO,
-                    error: Some(format!("the job cannot be read: {error}")),
-                }),
-            }
-        }
-        Ok(claim)
+        read(&rows)
     }
 
     async fn mark_started(&self, job: JobId, token: LeaseToken) -> Result<bool, QueueError> {

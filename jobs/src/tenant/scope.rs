@@ -368,8 +368,8 @@ impl ScopeError {
             Self::Mismatch(why) => Outcome::Quarantine { why },
             Self::Database(error) if is_code(&error, &["RV011"]) => Outcome::quarantine(format!("database: {error}")),
             // Another holds the job, or it waited too long for its turn: the fence, or a new claim, decides.
-            Self::Database(error) if is_code(&error, &["RV012", "RV013"]) => Outcome::Release,
-            Self::LeaseLost => Outcome::Release,
+            Self::Database(error) if is_code(&error, &["RV012", "RV013"]) => Outcome::Interrupted,
+            Self::LeaseLost => Outcome::Interrupted,
             closed @ Self::Closed(_) => Outcome::cancel(closed.to_string()),
             moving @ Self::Moving(_) => Outcome::Snooze { why: moving.to_string(), after: FAULT_PAUSE },
             #[cfg(feature = "program")]

@@ -332,7 +332,7 @@ pub async fn a_lease_lost_to_another_can_neither_renew_nor_settle<D: Driver>(d: 
     let held = one(d).await;
     assert_eq!(renew(d, &lost).await, None, "another holds it");
     assert!(!d.queue().mark_started(lost.id, lost.lease_token).await.expect("an answer"));
-    for outcome in ["completed", "cancelled", "retry", "snooze", "release", "dead", "quarantine"] {
+    for outcome in ["completed", "cancelled", "retry", "snooze", "release", "interrupted", "dead", "quarantine"] {
         assert!(!settle(d, &lost, outcome, 0).await, "{outcome}");
         assert_eq!(d.state(lost.id).await, State::Running, "{outcome}");
     }
@@ -469,10 +469,10 @@ pub async fn a_cancelled_job_whose_worker_died_is_over<D: Driver>(d: &D) {
 pub async fn a_job_given_back_is_there_at_once_and_uncounted<D: Driver>(d: &D) {
     let a = d.tenant("t1", Rules::default()).await;
     fill(d, &a, 1).await;
-    for _ in 0..5 {
+    for outcome in ["release", "interrupted", "release", "interrupted"] {
         let job = one(d).await;
         assert_eq!(job.attempt, 1);
-        assert!(settle(d, &job, "release", 0).await);
+        assert!(settle(d, &job, outcome, 0).await);
     }
 }
 

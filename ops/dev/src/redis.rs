@@ -18,6 +18,8 @@ use crate::files::{self, SocketDir};
 use crate::os::Signal;
 use crate::process::{self, Daemon};
 
+mod users;
+
 const SOCKET_NAME: &str = "redis.sock";
 /// How long it may take to read its data back before it answers.
 const READY_WITHIN: Duration = Duration::from_secs(60);

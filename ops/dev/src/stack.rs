@@ -12,6 +12,8 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use reeve_jobs::queue::window;
+
 use crate::files;
 use crate::lock::{LockError, StackLock};
 use crate::mail::{MailError, MailSink};
@@ -20,7 +22,7 @@ pub use crate::postgres::Flavour;
 use crate::postgres::{Postgres, PostgresError, PostgresOptions};
 use crate::redis::{Redis, RedisError};
 use crate::s3::{S3, S3Error};
-use crate::secrets::{Secrets, SecretsError};
+use crate::secrets::{Secrets, SecretsError, random_text};
 
 /// The database all of Reeve lives in.
 pub const DATABASE: &str = "reeve";
@@ -61,6 +63,8 @@ pub struct Stack {
     /// The mail sink.
     pub mail: MailSink,
     secrets: Secrets,
+    /// Of both logins of the window, for this run.
+    window_password: String,
     _env: EnvFile,
     // Last, so that the directory is free only when everything above has been told to end.
     _lock: StackLock,
@@ -94,11 +98,13 @@ impl Stack {
         .await?;
         postgres.create_database(DATABASE).await?;
         let redis = Redis::start(&dir.join("redis"), &logs.join("redis.log"), &secrets.redis_password).await?;
+        let window_password = random_text(32);
+        redis.set_users(window::USERS, &window_password).await?;
         let s3 = S3::start(&dir.join("s3"), &secrets.s3_access_key, &secrets.s3_secret_key).await?;
         let mail = MailSink::start(&dir.join("mail")).await?;
 
         let env = EnvFile { path: dir.join(ENV_FILE) };
-        let stack = Self { dir, postgres, redis, s3, mail, secrets, _env: env, _lock: lock };
+        let stack = Self { dir, postgres, redis, s3, mail, secrets, window_password, _env: env, _lock: lock };
         let path = stack.env_file();
         files::write_private(&path, env_text(&stack.env()).as_bytes()).map_err(failed(&path))?;
         Ok(stack)
@@ -113,16 +119,20 @@ impl Stack {
     pub fn env(&self) -> Vec<(String, String)> {
         let role = |role, password: &str| self.postgres.url(role, password, DATABASE);
         let secrets = &self.secrets;
+        let window = |user| self.redis.url_of(user, &self.window_password);
         [
             ("REEVE_OPS__ADMIN_DATABASE_URL", self.postgres.admin_url(DATABASE)),
             ("REEVE_OPS__DATABASE_URL", role("reeve_ops", &secrets.ops_password)),
+            ("REEVE_OPS__REDIS_URL", window("reeve_window_worker")),
             ("REEVE_WORKER__DATABASE_URL", role("reeve_worker", &secrets.worker_password)),
             ("REEVE_WORKER__OPS_DATABASE_URL", role("reeve_ops", &secrets.ops_password)),
             ("REEVE_WORKER__ROOT_KEY", secrets.root_key.clone()),
+            ("REEVE_WORKER__REDIS_URL", window("reeve_window_worker")),
             // The sample's receivers are on this machine, in clear text.
             ("REEVE_WORKER__WEBHOOKS__HTTP_ALLOWED", "true".to_owned()),
             ("REEVE_WORKER__WEBHOOKS__LOOPBACK_ALLOWED", "true".to_owned()),
             ("REEVE_SCHEDULER__DATABASE_URL", role("reeve_scheduler", &secrets.scheduler_password)),
+            ("REEVE_SCHEDULER__REDIS_URL", window("reeve_window_relay")),
             ("REEVE_DEV_APP_DATABASE_URL", role("reeve_app", &secrets.app_password)),
             ("REEVE_DEV_CRM_DATABASE_URL", role(crate::crm::APP_ROLE, &secrets.app_password)),
             ("REEVE_DEV_REDIS_URL", self.redis.url()),
@@ -311,7 +321,7 @@ mod tests {
         let dir = open_dir();
         let stack = Stack::start(dir.path(), Flavour::Test).await.unwrap();
         let names: Vec<String> = stack.env_of("REEVE_SCHEDULER__").into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["REEVE_SCHEDULER__DATABASE_URL"]);
+        assert_eq!(names, ["REEVE_SCHEDULER__DATABASE_URL", "REEVE_SCHEDULER__REDIS_URL"]);
         stack.stop().await.unwrap();
     }
 

@@ -188,6 +188,10 @@ async fn the_services_live_through_lost_connections() {
         history_days_ahead: 3,
         parked_keep_days: 90,
         attempt_keep_days: 30,
+        // Where nobody listens: that is the relay's trouble alone.
+        redis_url: Some(Redacted::new("redis://127.0.0.1:1".to_owned())),
+        window_queues: Vec::new(),
+        relay_ms: 10,
         audit_key: None,
         audit_checkpoint_file: None,
         audit_checkpoint_secs: 3600,

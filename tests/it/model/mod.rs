@@ -62,6 +62,7 @@ fn end() -> impl Strategy<Value = End> {
         3 => any::<bool>().prop_map(|later| End::Retry { later }),
         2 => any::<bool>().prop_map(|later| End::Snooze { later }),
         2 => Just(End::Release),
+        2 => Just(End::Interrupt),
         1 => Just(End::Cancel),
         1 => Just(End::Dead),
         1 => Just(End::Quarantine),

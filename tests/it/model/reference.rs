@@ -23,6 +23,7 @@ pub enum End {
     Retry { later: bool },
     Snooze { later: bool },
     Release,
+    Interrupt,
     Dead,
     Quarantine,
 }
@@ -35,6 +36,7 @@ impl End {
             Self::Retry { .. } => "retry",
             Self::Snooze { .. } => "snooze",
             Self::Release => "release",
+            Self::Interrupt => "interrupted",
             Self::Dead => "dead",
             Self::Quarantine => "quarantine",
         }
@@ -157,13 +159,13 @@ impl Job {
     }
 
     fn settle(&mut self, end: End, now: u32) {
-        if self.stop_asked && matches!(end, End::Retry { .. } | End::Snooze { .. } | End::Release) {
+        if self.stop_asked && matches!(end, End::Retry { .. } | End::Snooze { .. } | End::Release | End::Interrupt) {
             return self.become_(State::Cancelled);
         }
-        if end != End::Release {
+        if !matches!(end, End::Release | End::Interrupt) {
             self.rescues = 0;
         }
-        if matches!(end, End::Snooze { .. } | End::Release) {
+        if matches!(end, End::Snooze { .. } | End::Release | End::Interrupt) {
             self.attempt -= 1;
         }
         let used_up = self.attempt >= self.attempts_max;
@@ -171,6 +173,7 @@ impl Job {
             End::Complete => (State::Completed, None),
             End::Cancel => (State::Cancelled, None),
             End::Release => (State::Available, None),
+            End::Interrupt => (State::Available, Some("interrupted")),
             End::Dead => (State::Dead, Some("dead")),
             End::Quarantine => (State::Quarantined, Some("quarantine")),
             End::Retry { .. } if used_up => (State::Dead, Some("dead")),

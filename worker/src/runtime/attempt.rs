@@ -61,7 +61,12 @@ pub async fn traced(job: Job, inner: impl Future<Output = Outcome>) -> Outcome {
     async {
         let outcome = inner.await;
         match &outcome {
-            Outcome::Done | Outcome::Settled | Outcome::Release | Outcome::Snooze { .. } | Outcome::Cancel { .. } => {
+            Outcome::Done
+            | Outcome::Settled
+            | Outcome::Release
+            | Outcome::Interrupted
+            | Outcome::Snooze { .. }
+            | Outcome::Cancel { .. } => {
                 tracing::debug!(outcome = outcome.as_str(), why = outcome.why());
             }
             Outcome::Retry { why, .. } => tracing::warn!(why, attempts_max = j.attempts_max, "attempt failed"),
@@ -76,19 +81,19 @@ pub async fn traced(job: Job, inner: impl Future<Output = Outcome>) -> Outcome {
 }
 
 pub async fn while_leased(job: Job, inner: impl Future<Output = Outcome>) -> Outcome {
-    let stop = match job.lease.stop_reason() {
+    // Should the lease still be ours after all, either gives the job back; else the fence refuses it.
+    let (stop, given_back) = match job.lease.stop_reason() {
         // Told to stop while it stood in the buffer: it never starts.
-        Some(stop) => stop,
+        Some(stop) => (stop, Outcome::Release),
         None => tokio::select! {
             biased;
             outcome = inner => return outcome,
-            stop = job.lease.stopped() => stop,
+            stop = job.lease.stopped() => (stop, Outcome::Interrupted),
         },
     };
     match stop {
         Stop::Cancelled(why) => Outcome::Cancel { why },
-        // Should the lease still be ours after all, this gives the job back; else the fence refuses it.
-        Stop::LeaseLost | Stop::Shutdown => Outcome::Release,
+        Stop::LeaseLost | Stop::Shutdown => given_back,
     }
 }
 

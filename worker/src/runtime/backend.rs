@@ -178,7 +178,7 @@ impl Unsettled {
 impl Drop for Unsettled {
     fn drop(&mut self) {
         if self.permit.is_some() {
-            self.settle(&Outcome::Release);
+            self.settle(&Outcome::Interrupted);
         }
     }
 }

@@ -10,7 +10,7 @@
 //! that is over is remembered for an hour, so that a repeated enqueue makes nothing; the seal does not keep who may write
 //! to Redis from replaying a copy after that.
 //!
-//! **Where it runs.** On one server, the primary that Sentinel names, or a cluster, with or without TLS: [`connection`]. A
+//! **Where it runs.** On one server, the primary that Sentinel names, or a cluster, with or without TLS: [`super::connection`]. A
 //! lane lies on one node, whose death stops that lane alone if the cluster says `cluster-require-full-coverage no`. While
 //! a lane's slot moves to another node, calls fail in passing: it stands still, and leases run on. A fail-over loses what
 //! was acknowledged and not yet replicated; `min-replicas-to-write 1` bounds that.
@@ -22,8 +22,6 @@
 //! in `reeve.jobs`. A job claimed here has no lease there, hence no proof: where contexts are verified it opens no tenant's
 //! scope. No worker is wired to this queue yet. Deadlines across tenants and rates are the PostgreSQL queue's; nobody rings
 //! here, so a waiting worker polls.
-mod address;
-pub mod connection;
 pub mod envelope;
 pub mod keys;
 
@@ -32,9 +30,9 @@ use std::{sync::LazyLock, time::Duration};
 use ::redis::{ErrorKind, FromRedisValue, ServerErrorKind};
 use uuid::Uuid;
 
-pub use self::connection::{Connection, ConnectionError, open};
 use self::envelope::{Address, Content};
 pub use self::keys::{InvalidRootKey, QueueKey};
+pub use super::connection::{Connection, ConnectionError, open};
 use super::{Claim, ERROR_CHARS_MAX, Lane, PAYLOAD_BYTES_MAX, Queue, QueueError, Renewed, Settlement};
 use crate::{
     job::{ClaimedJob, JobId, LeaseToken, State},

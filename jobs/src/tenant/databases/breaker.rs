@@ -24,9 +24,16 @@ pub struct Breaker {
     failed_at: Option<Instant>,
     /// Nothing is admitted before; `None` while closed.
     until: Option<Instant>,
+    /// In place of [`DELAY_MAX`].
+    delay_max: Option<Duration>,
 }
 
 impl Breaker {
+    /// One that stays away no longer than this.
+    pub fn bounded(delay_max: Duration) -> Self {
+        Self { delay_max: Some(delay_max), ..Self::default() }
+    }
+
     /// How long nothing is admitted any more; `None` when something would be now.
     pub fn shut_for(&self, now: Instant) -> Option<Duration> {
         self.until.and_then(|until| until.checked_duration_since(now)).filter(|left| !left.is_zero())
@@ -47,7 +54,7 @@ impl Breaker {
     }
 
     pub fn succeeded(&mut self) {
-        *self = Self::default();
+        *self = Self { delay_max: self.delay_max, ..Self::default() };
     }
 
     /// `entropy` in [0, 1) spreads the delay over its upper half, so that workers do not come back all at once. Returns the
@@ -56,7 +63,8 @@ impl Breaker {
         self.failures = self.failures.saturating_add(1);
         self.failed_at = Some(now);
         let doublings = self.failures.checked_sub(FAILURES)?;
-        let delay = DELAY_FIRST.saturating_mul(2_u32.saturating_pow(doublings)).min(DELAY_MAX);
+        let delay =
+            DELAY_FIRST.saturating_mul(2_u32.saturating_pow(doublings)).min(self.delay_max.unwrap_or(DELAY_MAX));
         let delay = delay.mul_f64(0.5 + entropy.clamp(0.0, 1.0) / 2.0);
         self.until = Some(now + delay);
         Some(delay)
@@ -136,6 +144,17 @@ mod tests {
         for entropy in [0.0, 0.5, 0.999, -1.0, 7.0] {
             let delay = breaker.failed(now, entropy).expect("open");
             assert!((secs(30)..=secs(60)).contains(&delay), "{delay:?}");
+        }
+    }
+
+    #[test]
+    fn a_bounded_one_stays_away_no_longer_also_after_a_success() {
+        let now = Instant::now();
+        let mut breaker = Breaker::bounded(secs(3));
+        for _ in 0..2 {
+            let delays: Vec<_> = (0..10).filter_map(|_| breaker.failed(now, 1.0)).collect();
+            assert_eq!((delays[0], delays.iter().max()), (secs(1), Some(&secs(3))));
+            breaker.succeeded();
         }
     }
 

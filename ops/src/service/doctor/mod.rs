@@ -5,6 +5,7 @@
 //!       ──► tables, functions, views: the guards as they are      ──► server: version, clock, settings, transactions
 //!       ──► privileges: each grant, owner and policy, against     ──► queue: schema, kinds, leases, parked jobs
 //!           migrations/privileges.txt                             ──► app: the app's tables, by its catalogue
+//!                                                                window: the Redis that the configuration names
 //! ```
 //! The guards of tenancy are read from the catalogs as they are, not as the migrations meant them: somebody may have
 //! changed a table or a role since. All of it in one read-only transaction; nothing here changes anything.
@@ -17,6 +18,7 @@ mod roles;
 mod server;
 mod tables;
 mod views;
+mod window;
 
 use reeve_jobs::{
     clock::Clock,
@@ -25,7 +27,7 @@ use reeve_jobs::{
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 
-pub use self::app::app;
+pub use self::{app::app, window::window};
 use super::ServiceError;
 
 /// Bad news sorts after good.

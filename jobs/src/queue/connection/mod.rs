@@ -15,6 +15,8 @@
 //! answer nobody reads: they come back when the lease ends. On a cluster it does not notice a middlebox that swallows bytes
 //! which it has confirmed; the kernel notices a path that drops packets. It reads from primaries only. The file of
 //! certificates is read once.
+mod address;
+
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
@@ -33,8 +35,8 @@ use ::redis::{
 };
 use tokio::time::timeout;
 
-pub use super::address::InvalidAddress;
-use super::address::{Address, Kind, Login};
+pub use self::address::InvalidAddress;
+use self::address::{Address, Kind, Login};
 
 /// For one server to take a connection.
 pub const CONNECT_WITHIN: Duration = Duration::from_secs(2);
