@@ -41,13 +41,15 @@ CREATE FUNCTION reeve.may_start(q text, r text, tenants text[])
                                          AND k.name <> ALL (tn.kinds_off)));
   END;
 
--- Claims those of the ids that are ready in this lane and may start, at most n, in the order given: rows as reeve.claim's,
--- without the last. Nothing is looked for: what is not among the ids is left to others.
--- Plans without sequential scans, since a plan is kept, and may have been made while the table was empty.
+-- Claims those of the ids that are ready in this lane and may start, at most n, dealt in rounds as by reeve.claim, whatever
+-- order they were given in: rows as reeve.claim's, without the last. Nothing is looked for: what is not among the ids is left to others.
+-- Plans without sequential scans, since a plan is kept, and may have been made while the table was empty; and so without
+-- JIT, which takes the price that forbids such a scan of a small table for work, and compiles for half a second.
+-- coalesce(state): so that the primary key is the one index that fits, whatever the statistics say.
 CREATE FUNCTION reeve.take_up(q text, r text, ids uuid[], n integer, w text, lease_secs double precision)
   RETURNS TABLE (id uuid, tenant_id text, kind text, payload jsonb, attempt integer, attempts_max integer,
                  rescues integer, traceparent text, lease_token uuid, context text, urgent boolean)
-  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   owners text[];
@@ -59,7 +61,7 @@ BEGIN
     RETURN;
   END IF;
   SELECT array_agg(DISTINCT j.tenant_id) INTO owners FROM reeve.jobs j
-  WHERE j.id = ANY (ids) AND j.queue = q AND j.region = r AND j.state = 'available';
+  WHERE j.id = ANY (ids) AND j.queue = q AND j.region = r AND coalesce(j.state, '') = 'available';
   IF owners IS NULL THEN
     RETURN;
   END IF;
@@ -69,20 +71,26 @@ BEGIN
   -- OFFSET: no lock is tried of a tenant that is not here.
   FROM (SELECT m.tenant_id FROM reeve.may_start(q, r, owners) m WHERE m.capped OFFSET 0) c
   WHERE pg_try_advisory_xact_lock(7262, hashtext(q || '/' || c.tenant_id));
-  SELECT array_agg(c.id ORDER BY c.nth), bool_or(c.starts_per_min IS NOT NULL) INTO chosen, rated
+  SELECT array_agg(c.id ORDER BY c.round, c.tenant_id, c.own), bool_or(c.starts_per_min IS NOT NULL) INTO chosen, rated
   FROM (
-    SELECT x.id, x.nth, x.starts_per_min FROM (
-      SELECT y.id, i.nth, m.free, m.starts_per_min, row_number() OVER (PARTITION BY y.tenant_id ORDER BY i.nth) AS own
+    SELECT x.id, x.own, g.tenant_id, m.starts_per_min, (x.own + m.weight - 1) / m.weight AS round
+    -- By tenant first, so that each tenant's jobs are counted once and not for each of its ids.
+    FROM (
+      SELECT y.tenant_id, array_agg(y.id ORDER BY y.priority, y.run_at, y.id) AS own_ids,
+             array_agg(y.kind ORDER BY y.priority, y.run_at, y.id) AS own_kinds
       FROM (
-        SELECT j.id, j.tenant_id, j.kind FROM reeve.jobs j
-        WHERE j.id = ANY (ids) AND j.queue = q AND j.region = r AND j.state = 'available'
+        SELECT j.id, j.tenant_id, j.kind, j.priority, j.run_at FROM reeve.jobs j
+        WHERE j.id = ANY (ids) AND j.queue = q AND j.region = r AND coalesce(j.state, '') = 'available'
         FOR UPDATE SKIP LOCKED) y
-      -- An id that is given twice is one job.
-      JOIN (SELECT u.id, min(u.nth) AS nth FROM unnest(ids) WITH ORDINALITY u (id, nth) GROUP BY u.id) i ON i.id = y.id
-      JOIN reeve.may_start(q, r, owners) m ON m.tenant_id = y.tenant_id
-        AND (NOT m.capped OR m.tenant_id = ANY (held))
-        AND (m.kinds_only IS NULL OR y.kind = ANY (m.kinds_only)) AND y.kind <> ALL (m.kinds_not)) x
-    WHERE x.own <= x.free ORDER BY x.nth LIMIT n) c;
+      GROUP BY y.tenant_id) g
+    CROSS JOIN LATERAL reeve.may_start(q, r, ARRAY[g.tenant_id]) m
+    CROSS JOIN LATERAL (
+      SELECT z.id, row_number() OVER () AS own FROM (
+        SELECT u.id FROM unnest(g.own_ids, g.own_kinds) WITH ORDINALITY u (id, kind, nth)
+        WHERE (m.kinds_only IS NULL OR u.kind = ANY (m.kinds_only)) AND u.kind <> ALL (m.kinds_not)
+        ORDER BY u.nth LIMIT greatest(0, m.free)) z) x
+    WHERE NOT m.capped OR m.tenant_id = ANY (held)
+    ORDER BY round, g.tenant_id, x.own LIMIT n) c;
   IF chosen IS NULL THEN
     RETURN;
   END IF;
@@ -100,19 +108,20 @@ GRANT EXECUTE ON FUNCTION reeve.take_up(text, text, uuid[], integer, text, doubl
 
 -- The lanes that may have a window and have something to put into it.
 CREATE FUNCTION reeve.window_lanes() RETURNS TABLE (queue text, region text) LANGUAGE plpgsql STABLE SECURITY DEFINER
-  SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+  SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
   RETURN QUERY
   SELECT k.queue, r.name FROM (SELECT DISTINCT x.queue FROM reeve.kinds x) k CROSS JOIN reeve.regions r
-  WHERE reeve.window_open(k.queue)
-    AND EXISTS (SELECT FROM reeve.jobs j WHERE j.queue = k.queue AND j.region = r.name AND j.state = 'available')
-  ORDER BY 1, 2;
+  -- One look into the index for each; as a join it would read all ready jobs.
+  CROSS JOIN LATERAL (SELECT FROM reeve.jobs j WHERE j.queue = k.queue AND j.region = r.name AND j.state = 'available'
+                      LIMIT 1) ready
+  WHERE reeve.window_open(k.queue) ORDER BY 1, 2;
 END $$;
 
 -- The tenants with ready jobs of a lane, from a cursor on.
 CREATE FUNCTION reeve.window_tenants(q text, r text, after text, n integer) RETURNS text[] LANGUAGE plpgsql STABLE
-  SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+  SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 BEGIN
   RETURN reeve.ring(q, r, after, NULL, n);
 END $$;
@@ -122,7 +131,7 @@ END $$;
 -- decide what is even.
 CREATE FUNCTION reeve.window_jobs(q text, r text, tenants text[], k integer)
   RETURNS TABLE (tenant_id text, weight integer, id uuid, score bigint) LANGUAGE plpgsql STABLE SECURITY DEFINER
-  SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+  SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
   RETURN QUERY

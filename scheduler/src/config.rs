@@ -265,8 +265,8 @@ mod tests {
         let said = |rest: &str| read(&format!("[scheduler]\ndatabase_url = 'x'\n{rest}")).unwrap_err().to_string();
         let wrong = said("redis_url = 'http://u:hunter2@h'");
         assert!(wrong.contains("redis_url") && wrong.contains("redis://") && !wrong.contains("hunter2"), "{wrong}");
-        let wrong = said("window_queues = ['webhook']");
-        assert!(wrong.contains("\"webhook\"") && wrong.contains("probes"), "{wrong}");
+        let wrong = said("window_queues = ['probe']");
+        assert!(wrong.contains("\"probe\"") && wrong.contains("probes"), "{wrong}");
         let config = read("[scheduler]\ndatabase_url = 'x'\nredis_url = 'redis://u:hunter2@h'").expect("valid");
         assert!(config.relay().is_some() && !format!("{config:?}").contains("hunter2"));
     }

@@ -4,11 +4,15 @@
 //! none; another removes each guard, in a transaction that is rolled back, and asks that the check names it.
 //!
 //! It does not try what a role can reach: `isolation` does.
+mod grants;
+
 use std::collections::BTreeSet;
 
 use futures::future::BoxFuture;
 use reeve_jobs::{program::migrate, testing::TestDatabase};
 use sqlx::{Acquire, PgConnection};
+
+use self::grants::MAY_EXECUTE;
 
 const PROGRAM_ROLES: [&str; 8] = [
     "reeve_app",
@@ -25,113 +29,6 @@ const LOGIN_ROLES: [&str; 4] = ["reeve_app", "reeve_worker", "reeve_scheduler", 
 /// Functions that run as whoever migrates, who may be a superuser: each only reads what no other role can (the bookkeeping
 /// table, other roles' sessions), and takes no argument.
 const MIGRATORS_OWN: [&str; 2] = ["reeve.oldest_transaction()", "reeve.schema_version()"];
-
-/// Every grant to execute a function of the schema; its owner's own right is not listed. A new function stands here with
-/// the roles that need it, or is called by nobody but its owner.
-const MAY_EXECUTE: &[(&str, &[&str])] = &[
-    ("reeve.audit(text,text,text,text,text[],uuid,integer,text,bytea)", &["reeve_worker"]),
-    (
-        "reeve.audit_checkpoint(text,bigint,bigint,bytea,timestamp with time zone,timestamp with time zone,bytea)",
-        &["reeve_ops", "reeve_scheduler"],
-    ),
-    ("reeve.audit_erase_body(text,bigint,text,text)", &["reeve_ops"]),
-    ("reeve.audit_mismatch(text,text,text)", &["reeve_ops"]),
-    ("reeve.audit_links(text,bigint,integer)", &["reeve_scheduler"]),
-    ("reeve.audit_moved(text,integer)", &["reeve_scheduler"]),
-    ("reeve.audit_prune(integer)", &["reeve_ops", "reeve_scheduler"]),
-    ("reeve.breakglass_approve(uuid,text,text)", &["reeve_ops"]),
-    ("reeve.breakglass_bar_login(text)", &["reeve_dispatch"]),
-    ("reeve.breakglass_begin(text)", &["reeve_breakglass"]),
-    ("reeve.breakglass_close(uuid,text,text)", &["reeve_ops"]),
-    ("reeve.breakglass_drop_login(text)", &["reeve_dispatch"]),
-    ("reeve.breakglass_expire()", &["reeve_scheduler"]),
-    ("reeve.breakglass_finish()", &["reeve_ops", "reeve_scheduler"]),
-    ("reeve.breakglass_login(uuid,text,text)", &["reeve_ops"]),
-    ("reeve.breakglass_make_login(text,text,timestamp with time zone)", &["reeve_dispatch"]),
-    ("reeve.breakglass_request(text,integer,text,text)", &["reeve_ops"]),
-    ("reeve.breakglass_session_start()", &["reeve_dispatch"]),
-    ("reeve.breakglass_tenant()", &["reeve_breakglass"]),
-    ("reeve.bulk_preview(text,jsonb,jsonb)", &["reeve_ops"]),
-    ("reeve.bulk_start(text,jsonb,jsonb,text,text)", &["reeve_ops"]),
-    ("reeve.bulk_step(integer)", &["reeve_scheduler"]),
-    ("reeve.bulk_stop(uuid,text,text)", &["reeve_ops"]),
-    ("reeve.cancel_job(uuid,text,text)", &["reeve_ops"]),
-    ("reeve.begin_move(text,text,text)", &["reeve_ops"]),
-    ("reeve.cancel_move(text,text,text)", &["reeve_ops"]),
-    ("reeve.change_tenant(text,jsonb,text,text)", &["reeve_ops"]),
-    ("reeve.claim(text,text,integer,text,text,double precision)", &["reeve_worker"]),
-    ("reeve.clear_flag(text,text,text,text,text)", &["reeve_ops"]),
-    ("reeve.database_facts(text,text)", &["reeve_worker"]),
-    ("reeve.declare_bucket(text,text,text,text)", &["reeve_ops"]),
-    ("reeve.declare_region(text,boolean,text,text)", &["reeve_ops"]),
-    ("reeve.declare_flag(text,text,jsonb,text,text,text)", &["reeve_ops"]),
-    ("reeve.delivery_is_foreign(uuid)", &["reeve_worker"]),
-    ("reeve.emit(text,jsonb,text)", &["reeve_app"]),
-    ("reeve.end_move(text,text,text)", &["reeve_ops"]),
-    ("reeve.enqueue(text,jsonb,text,timestamp with time zone,integer,text,text)", &["reeve_app"]),
-    ("reeve.enqueue_about(text,text,jsonb,text,timestamp with time zone,integer,text)", &["reeve_app"]),
-    ("reeve.enqueue_many(jsonb,text)", &["reeve_app"]),
-    ("reeve.erase_subject(text,text,text,text)", &["reeve_ops"]),
-    ("reeve.flag(text)", &["reeve_app"]),
-    ("reeve.flags_in_force(text,text)", &["reeve_ops"]),
-    ("reeve.held_flag(text)", &["reeve_worker"]),
-    ("reeve.held_tenant()", &["reeve_worker"]),
-    ("reeve.history_upkeep(integer,integer)", &["reeve_scheduler"]),
-    ("reeve.job_history_rows_between(date,date)", &["reeve_owner"]),
-    ("reeve.keep_history(text,text,integer,text,text)", &["reeve_ops"]),
-    ("reeve.keep_prepared_key(text,integer,bytea,bytea)", &["reeve_ops"]),
-    ("reeve.mark_started(uuid,uuid)", &["reeve_worker"]),
-    ("reeve.new_id()", &["reeve_app", "reeve_worker"]),
-    ("reeve.oldest_transaction()", &["reeve_ops"]),
-    ("reeve.open_session(text,text,text,integer)", &["reeve_ops"]),
-    ("reeve.ops_enqueue(text,text,jsonb,text,text)", &["reeve_ops"]),
-    ("reeve.place_shared(text,text,text,text)", &["reeve_ops"]),
-    ("reeve.place_tenant(text,bytea,text,integer,text,text)", &["reeve_ops"]),
-    ("reeve.placement(text)", &["reeve_ops"]),
-    ("reeve.prepare_placement(text,text,text,text)", &["reeve_ops"]),
-    ("reeve.ops_register_tenant(text,text,text,text,text)", &["reeve_ops"]),
-    ("reeve.pause_tenant(text,boolean,text,text)", &["reeve_ops"]),
-    ("reeve.pause_kind(text,boolean,text,text)", &["reeve_ops"]),
-    ("reeve.pause_queue(text,boolean,text,text)", &["reeve_ops"]),
-    ("reeve.promote(integer)", &["reeve_scheduler"]),
-    ("reeve.prune(integer,integer,integer)", &["reeve_scheduler"]),
-    ("reeve.prune_history(integer)", &["reeve_scheduler"]),
-    ("reeve.prune_subjects(integer)", &["reeve_scheduler"]),
-    ("reeve.prune_progress(integer)", &["reeve_scheduler"]),
-    ("reeve.prune_stray_history(integer,integer)", &["reeve_scheduler"]),
-    ("reeve.refuse_redeclared_limit()", &["reeve_owner"]),
-    ("reeve.register_tenant(text,text,text)", &["reeve_app"]),
-    ("reeve.renew(uuid[],uuid[],double precision)", &["reeve_worker"]),
-    ("reeve.report_progress(uuid[],uuid[],text[],bigint[],bigint[],uuid[],uuid[])", &["reeve_worker"]),
-    ("reeve.rescue(integer)", &["reeve_scheduler"]),
-    ("reeve.retry_job(uuid,text,text)", &["reeve_ops"]),
-    ("reeve.rotate_context_key(text,text)", &["reeve_ops"]),
-    (
-        "reeve.schedule_fire(text,timestamp with time zone,timestamp with time zone,timestamp with time zone)",
-        &["reeve_scheduler"],
-    ),
-    (
-        "reeve.schedule_fire_slots(text,timestamp with time zone,timestamp with time zone[],timestamp with time zone)",
-        &["reeve_scheduler"],
-    ),
-    ("reeve.schedules_due()", &["reeve_scheduler"]),
-    ("reeve.change_schedule(text,jsonb,text,text)", &["reeve_ops"]),
-    ("reeve.pause_schedule(text,boolean,text,text)", &["reeve_ops"]),
-    ("reeve.run_schedule(text,text,text,text)", &["reeve_ops"]),
-    ("reeve.schema_version()", &["reeve_app", "reeve_worker", "reeve_scheduler", "reeve_ops"]),
-    ("reeve.set_flag(text,jsonb,text,text,text,text)", &["reeve_ops"]),
-    ("reeve.settle(uuid[],uuid[],text[],double precision[],text[])", &["reeve_worker"]),
-    ("reeve.stop_waiting(text,text)", &["reeve_worker"]),
-    ("reeve.take_up(text,text,uuid[],integer,text,double precision)", &["reeve_worker"]),
-    ("reeve.tenant()", &["reeve_app", "reeve_dispatch", "reeve_ops", "reeve_worker"]),
-    ("reeve.tenant_entry(text)", &["reeve_worker"]),
-    ("reeve.tenant_kinds_off()", &["reeve_owner"]),
-    ("reeve.wait_for_jobs(text,text,double precision)", &["reeve_worker"]),
-    ("reeve.why(uuid)", &["reeve_ops"]),
-    ("reeve.window_jobs(text,text,text[],integer)", &["reeve_scheduler"]),
-    ("reeve.window_lanes()", &["reeve_scheduler"]),
-    ("reeve.window_tenants(text,text,text,integer)", &["reeve_scheduler"]),
-];
 
 async fn strings(db: &mut PgConnection, sql: &'static str) -> Vec<String> {
     sqlx::query_scalar(sql).fetch_all(db).await.expect(sql)

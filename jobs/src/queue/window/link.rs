@@ -14,7 +14,7 @@ use super::{Window, WindowError};
 use crate::{job::JobId, queue::Lane, redact::Redacted, tenant::databases::breaker::Breaker};
 
 /// How long a claim waits for the window. An answer takes well under a millisecond; the work is in PostgreSQL.
-pub const PATIENCE: Duration = Duration::from_millis(100);
+pub const PATIENCE: Duration = Duration::from_millis(200);
 /// The window is left alone no longer than this at a time: what a trial costs is one claim's patience.
 const AWAY_MAX: Duration = Duration::from_secs(5);
 /// As long as a trial may take: the connection's opening, at most.
@@ -120,9 +120,11 @@ impl Link {
 
     fn failed(&self, error: &WindowError) {
         let mut inner = self.lock();
-        // A connection whose end vanished without a word would stay silent; a new one costs little.
-        inner.state = State::Closed;
-        inner.breaker.failed(Instant::now(), entropy());
+        let opened = matches!(inner.state, State::Open(_));
+        if inner.breaker.failed(Instant::now(), entropy()).is_some() || !opened {
+            // A connection whose end vanished without a word would stay silent: the trial gets another.
+            inner.state = State::Closed;
+        }
         if !std::mem::replace(&mut inner.told, true) {
             tracing::warn!(%error, "the window in Redis does not answer; claiming from PostgreSQL alone meanwhile");
         }
