@@ -14,6 +14,7 @@
 //!   snapshot is opened and held; `kept` is the pace of the last tenth against that of the first quarter.
 //! - `noisy`: one tenant floods N jobs of 5 ms; from 0.3 s later on 20 other tenants send one each, by turns, a hundred in
 //!   all, spread over as many moments: one alone would tell where in a claim's round it fell.
+#![allow(clippy::disallowed_methods, reason = "the bench stands for web apps and for their administrator")]
 use std::{
     collections::HashMap,
     io::Write,
@@ -133,7 +134,6 @@ impl Bench {
         while left > 0 {
             let n = left.min(BULK);
             let payloads = vec![ProbeFleet { note: None, sleep_ms }; n];
-            #[allow(clippy::disallowed_methods, reason = "the bench stands for a web app")]
             let mut tx = self.app.begin().await?;
             client::set_tenant(&mut tx, tenant).await?;
             client::enqueue_many(&mut tx, &payloads).await?;

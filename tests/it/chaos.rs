@@ -389,6 +389,26 @@ async fn a_job_whose_lease_was_taken_is_told_to_stop() {
     fleet.stop().await;
 }
 
+/// What it had done may be done again, and whoever sees it twice must find out why.
+#[tokio::test]
+async fn a_broken_off_attempt_is_given_back_uncounted_and_on_record() {
+    let town = Town::new().await;
+    let job = enqueue(&town, &town.a, &ProbeFleet::default()).await;
+    let started = CancellationToken::new();
+    let seen = started.clone();
+    let handler = Does(move |_, _| {
+        seen.cancel();
+        std::future::pending()
+    });
+    let fleet = town.fleet_with(handler, |config| config.grace = Duration::ZERO);
+    started.cancelled().await;
+    fleet.stop().await;
+    assert_eq!(town.state(job).await, "available");
+    assert_eq!(town.count("SELECT attempt::bigint FROM reeve.jobs").await, 0);
+    let record = "SELECT count(*) FROM reeve.job_attempts WHERE outcome = 'interrupted' AND attempt = 1 AND started_at IS NOT NULL";
+    assert_eq!(town.count(record).await, 1);
+}
+
 #[tokio::test]
 async fn a_running_job_is_cancelled_by_an_operator() {
     let town = Town::new().await;

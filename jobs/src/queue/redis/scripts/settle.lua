@@ -13,7 +13,7 @@ for i = 1, #ARGV, 5 do
     release_lease(id, tenant)
     if ARGV[i + 4] ~= '' then call('HSET', job(id), 'error', ARGV[i + 4]) end
     if get(id, 'cancel') and (outcome == 'retry' or outcome == 'snooze' or given_back) then
-      outcome = 'cancelled'
+      outcome, given_back = 'cancelled', false
     end
     if not given_back then call('HSET', job(id), 'rescues', 0) end
     if outcome == 'snooze' or given_back then call('HINCRBY', job(id), 'attempt', -1) end
