@@ -121,6 +121,9 @@ async fn places_are_dealt_in_rounds_by_weight_and_nobody_is_left_out() {
     place.raw::<i64>(&["DEL", "{rvw:probes:default}:ring"]).await.expect("evicted");
     window.offer(&lane(), &offers[1..]).await.expect("offered");
     assert_eq!(window.pop(&lane(), 200).await.expect("popped").len(), 92);
+    // However much is offered.
+    window.offer(&lane(), &[offer("big", 1, 1_200)]).await.expect("offered");
+    assert_eq!(sizes(&window, &["big"]).await, [TENANT_IDS_MAX]);
 }
 
 #[tokio::test]
