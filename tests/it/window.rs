@@ -352,6 +352,25 @@ async fn a_job_that_is_not_in_a_full_window_is_claimed_all_the_same() {
     assert!(queue.taken_up() > 0);
 }
 
+/// What was claimed past the window is stale in it. The claims after that find their way through, and do not chase it.
+#[tokio::test]
+async fn stale_ids_do_not_hide_the_ready_ones_behind_them() {
+    let (town, place) = (Town::new().await, Place::start().await);
+    let scheduler = town.db.pool("reeve_scheduler").await;
+    for tenant in [&town.a, &town.b] {
+        fill(&town, tenant, 500).await;
+    }
+    place.relay().run_once(&scheduler).await.expect("relayed");
+    let postgres = PostgresQueue::new(town.worker.clone());
+    let past = postgres.claim(&lane(), 100, "other", "", LEASE).await.expect("a claim");
+    assert_eq!(past.jobs.len(), 100);
+    let queue = WindowedQueue::new(postgres, Some(place.link().await)).direct_every(Duration::from_secs(3_600));
+    for claims in 1..=5 {
+        assert_eq!(queue.claim(&lane(), 100, "w", "", LEASE).await.expect("a claim").jobs.len(), 100);
+        assert_eq!(queue.taken_up(), claims * 100);
+    }
+}
+
 /// `users.acl` is enough for each side, and gives neither what the other does.
 #[tokio::test]
 async fn a_worker_takes_out_and_a_relay_puts_in_and_neither_does_more() {

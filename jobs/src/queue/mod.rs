@@ -59,6 +59,20 @@ pub struct Claim {
     pub more: bool,
 }
 
+#[cfg(feature = "window")]
+impl Claim {
+    fn is_empty(&self) -> bool {
+        self.jobs.is_empty() && self.broken.is_empty()
+    }
+
+    /// With what a later step of the same claim brought, and where that one ended.
+    fn append(&mut self, later: Self) {
+        self.jobs.extend(later.jobs);
+        self.broken.extend(later.broken);
+        (self.cursor, self.more) = (later.cursor, later.more);
+    }
+}
+
 /// One attempt's end, ready to be stored.
 #[derive(Debug, Clone)]
 pub struct Settlement {

@@ -1,7 +1,7 @@
 //! The queue on PostgreSQL, with a window in Redis before its claims.
 //!
-//! A claim pops ids and takes them up ([`PostgresQueue::take_up`]). Where that brings less than half of what was wanted, the
-//! rest is claimed in PostgreSQL; and [`DIRECT_EVERY`] so often a lane is claimed past its window, so that whoever is not in
+//! A claim pops ids and takes them up ([`PostgresQueue::take_up`]), and again where most of them were stale. Where that
+//! brings less than half of what was wanted, the rest is claimed in PostgreSQL; and [`DIRECT_EVERY`] so often a lane is claimed past its window, so that whoever is not in
 //! there waits no longer, whatever the relay does or whoever wrote into Redis. All else is PostgreSQL's alone.
 use std::{
     collections::HashMap,
@@ -22,6 +22,9 @@ use crate::{
 
 /// A lane's claims look past the window this often.
 pub const DIRECT_EVERY: Duration = Duration::from_secs(1);
+
+/// A claim asks its window so often, at most.
+const POPS_MAX: usize = 4;
 
 /// See the module's head. Without a link it is [`PostgresQueue`] and nothing else.
 #[derive(Debug, Clone)]
@@ -66,12 +69,40 @@ impl WindowedQueue {
         }
     }
 
-    async fn popped(&self, lane: &Lane, limit: usize) -> Vec<JobId> {
-        match &self.link {
-            Some(link) if !self.is_direct(lane) => link.pop(lane, limit).await,
-            _ => Vec::new(),
+    /// What the window brings: at most `limit` jobs. Ids that were claimed past it are found stale here, and are gone then;
+    /// so it is asked again before the rest is claimed past it, which would make the next ones stale.
+    async fn take_up(&self, lane: &Lane, limit: usize, worker: &str, lease: Duration) -> Result<Claim, QueueError> {
+        let mut claim = Claim::default();
+        let Some(link) = self.link.as_ref().filter(|_| !self.is_direct(lane)) else { return Ok(claim) };
+        for _ in 0..POPS_MAX {
+            let missing = limit - claim.jobs.len() - claim.broken.len();
+            let ids = link.pop(lane, missing).await;
+            if ids.is_empty() {
+                break;
+            }
+            match self.postgres.take_up(lane, &ids, missing, worker, lease).await {
+                Ok(more) => {
+                    self.taken_up.fetch_add((more.jobs.len() + more.broken.len()) as u64, Ordering::Relaxed);
+                    claim.append(more);
+                }
+                Err(error) if claim.is_empty() => return Err(error),
+                // What was taken up before is held already, and is to be run.
+                Err(error) => {
+                    tracing::debug!(%error, "the rest of a claim failed");
+                    break;
+                }
+            }
+            if is_enough(&claim, limit) {
+                break;
+            }
         }
+        Ok(claim)
     }
+}
+
+/// Half of it: for less than that another step would cost as much as it brings.
+fn is_enough(claim: &Claim, limit: usize) -> bool {
+    (claim.jobs.len() + claim.broken.len()) * 2 >= limit
 }
 
 impl Queue for WindowedQueue {
@@ -83,25 +114,16 @@ impl Queue for WindowedQueue {
         cursor: &str,
         lease: Duration,
     ) -> Result<Claim, QueueError> {
-        let ids = self.popped(lane, limit).await;
-        if ids.is_empty() {
-            return self.postgres.claim(lane, limit, worker, cursor, lease).await;
-        }
-        let mut claim = self.postgres.take_up(lane, &ids, limit, worker, lease).await?;
+        let mut claim = self.take_up(lane, limit, worker, lease).await?;
         claim.cursor = cursor.to_owned();
-        let got = claim.jobs.len() + claim.broken.len();
-        self.taken_up.fetch_add(got as u64, Ordering::Relaxed);
-        if got * 2 < limit {
-            match self.postgres.claim(lane, limit - got, worker, cursor, lease).await {
-                Ok(rest) => {
-                    claim.jobs.extend(rest.jobs);
-                    claim.broken.extend(rest.broken);
-                    (claim.cursor, claim.more) = (rest.cursor, rest.more);
-                }
-                Err(error) if got == 0 => return Err(error),
-                // What was taken up is held already, and is to be run.
-                Err(error) => tracing::debug!(%error, "the rest of a claim failed"),
-            }
+        if is_enough(&claim, limit) {
+            return Ok(claim);
+        }
+        let missing = limit - claim.jobs.len() - claim.broken.len();
+        match self.postgres.claim(lane, missing, worker, cursor, lease).await {
+            Ok(rest) => claim.append(rest),
+            Err(error) if claim.is_empty() => return Err(error),
+            Err(error) => tracing::debug!(%error, "the rest of a claim failed"),
         }
         Ok(claim)
     }
