@@ -69,18 +69,24 @@ impl Relay {
             None => self.window.insert(Window::open(self.url.reveal()).await?).clone(),
         };
         let mut offered = 0;
+        let mut first = Ok(());
         for lane in lanes {
             let round = self.rounds.entry(lane.clone()).or_default();
             match fill(pool, &window, &lane, round).await {
                 Ok(n) => offered += n,
                 Err(error) => {
-                    // The next pass opens another: this one's end may have vanished without a word.
+                    // The next pass opens another: this one's end may have vanished without a word. A lane whose keys somebody
+                    // spoilt keeps none of the others waiting.
                     self.window = None;
-                    return Err(error);
+                    let of_the_database = matches!(error, ServiceError::Database(_));
+                    first = first.and(Err(error));
+                    if of_the_database {
+                        break;
+                    }
                 }
             }
         }
-        Ok(offered)
+        first.map(|()| offered)
     }
 }
 

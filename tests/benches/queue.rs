@@ -11,7 +11,8 @@
 //!   queue on PostgreSQL that is woken by it can beat.
 //! - `spread`: N jobs over as many tenants as CONCURRENCY says, put there by SQL, drained by 16 at a time.
 //! - `held`: keeps some thousand jobs ready for N seconds, drained by CONCURRENCY at a time. After a quarter of them a
-//!   snapshot is opened and held; `kept` is the pace of the last tenth against that of the first quarter.
+//!   snapshot is opened and held; `kept` is the pace of the last tenth against that of the first quarter. `elsewhere` is
+//!   the same with the snapshot in the database `postgres`.
 //! - `noisy`: one tenant floods N jobs of 5 ms; from 0.3 s later on 20 other tenants send one each, by turns, a hundred in
 //!   all, spread over as many moments: one alone would tell where in a claim's round it fell.
 #![allow(clippy::disallowed_methods, reason = "the bench stands for web apps and for their administrator")]
@@ -248,7 +249,7 @@ impl Bench {
         Ok(format!("drain_per_s={:.0}\ncpu_us_per_job={cpu_us:.1}\n", rate(n, drained)))
     }
 
-    async fn held(&self, secs: usize) -> Result<String> {
+    async fn held(&self, secs: usize, holder: &PgPool) -> Result<String> {
         let probe = Probe { goal: usize::MAX, ..Probe::default() };
         let fleet = self.fleet(&probe);
         let begun = Instant::now();
@@ -262,7 +263,7 @@ impl Bench {
                 put += 3_000;
             }
             if snapshot.is_none() && begun.elapsed() > whole / 4 {
-                let mut tx = self.app.begin().await?;
+                let mut tx = holder.begin().await?;
                 sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *tx).await?;
                 sqlx::query("-- bench.held\nSELECT count(*) FROM pg_class").execute(&mut *tx).await?;
                 snapshot = Some(tx);
@@ -368,7 +369,7 @@ async fn main() -> Result<()> {
     reeve_jobs::program::telemetry::start()?;
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [mode, n, concurrency] = args.as_slice() else {
-        bail!("usage: CMD throughput|latency|listen|spread|held|noisy N CONCURRENCY")
+        bail!("usage: CMD throughput|latency|listen|spread|held|elsewhere|noisy N CONCURRENCY")
     };
     let (n, concurrency): (usize, usize) = (n.parse().context("N")?, concurrency.parse().context("CONCURRENCY")?);
     let bench = Bench::prepare(if mode == "spread" { SPREAD_SLOTS } else { concurrency }).await?;
@@ -377,9 +378,13 @@ async fn main() -> Result<()> {
         "latency" => bench.latency(n).await?,
         "listen" => bench.listen(n).await?,
         "spread" => bench.spread(n, concurrency).await?,
-        "held" => bench.held(n).await?,
+        "held" => bench.held(n, &bench.admin).await?,
+        "elsewhere" => {
+            let options = bench.admin.connect_options().as_ref().clone().database("postgres");
+            bench.held(n, &db::pool(options, 1).await?).await?
+        }
         "noisy" => bench.noisy(n).await?,
-        other => bail!("unknown mode {other:?}; modes are throughput, latency, listen, spread, held, noisy"),
+        other => bail!("unknown mode {other:?}; modes are throughput, latency, listen, spread, held, elsewhere, noisy"),
     };
     Ok(std::io::stdout().lock().write_all(report.as_bytes())?)
 }

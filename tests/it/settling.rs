@@ -129,7 +129,7 @@ async fn a_settlement_that_waits_for_a_cancellation_is_stored_as_one_that_comes_
     let town = Town::new().await;
     let lane = Lane { queue: "probes".to_owned(), region: "default".to_owned() };
     let queue = PostgresQueue::new(town.worker.clone());
-    for outcome in ["retry", "snooze", "release", "completed"] {
+    for outcome in ["retry", "snooze", "release", "interrupted", "completed"] {
         client::enqueue_alone(&town.app, &town.a, &ProbeFleet::default()).await.expect("enqueued");
         let job = queue.claim(&lane, 1, "w", "", Duration::from_secs(30)).await.expect("a claim").jobs.remove(0);
         let mut cancelling = town.db.admin.begin().await.expect("begin");

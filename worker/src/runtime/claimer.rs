@@ -74,6 +74,16 @@ impl Ahead {
     }
 }
 
+/// A request to be rung for.
+#[derive(Debug)]
+struct Request {
+    at: Instant,
+    /// Since when requests have followed one another with nobody ringing.
+    first: Instant,
+    /// Somebody rang. Another worker may have taken the job, and the bell down.
+    rung: bool,
+}
+
 impl<Q: Queue> Claimer<Q> {
     /// Runs until `stop`, or until the buffer is closed.
     pub async fn run(self, buffer: Arc<Buffer>) {
@@ -81,7 +91,7 @@ impl<Q: Queue> Claimer<Q> {
         let mut ahead = Ahead::new(self.slots);
         let mut last_job = Instant::now();
         let mut faults = 0_u32;
-        let mut waited: Option<Instant> = None;
+        let mut waited: Option<Request> = None;
         loop {
             let Some(want) = self.wait_for_room(&buffer, ahead.target).await else { return };
             let begun = Instant::now();
@@ -153,31 +163,41 @@ impl<Q: Queue> Claimer<Q> {
     }
 
     /// Nothing was there: look again soon, then less often, then ask to be rung for.
-    async fn idle(&self, last_job: Instant, waited: &mut Option<Instant>) -> Option<()> {
+    async fn idle(&self, last_job: Instant, waited: &mut Option<Request>) -> Option<()> {
         let quiet = last_job.elapsed();
         if quiet < IDLE_AFTER {
             // 1 ms at first, growing with the silence to 2 ms.
-            return self.pause((quiet / 5).max(Duration::from_millis(1))).await;
+            return self.pause((quiet / 5).max(Duration::from_millis(1))).await.map(drop);
         }
-        let asked = waited.is_some_and(|at| at.elapsed().as_secs_f64() < BELL_SECS / 2.0);
-        if !asked {
-            self.quietly(self.queue.wait_for_jobs(&self.lane, BELL_SECS).await);
-            *waited = Some(Instant::now());
-            // One more look: a job may have been committed before the request was.
-            return Some(());
+        // Any worker takes the bell of its lane down, for all: hence anew at each look of a long silence, which changes
+        // nothing where the bell still hangs.
+        let holds = Duration::from_secs_f64(BELL_SECS / 2.0).min(self.poll);
+        match waited.as_mut().filter(|request| !request.rung && request.at.elapsed() < holds) {
+            None => {
+                self.quietly(self.queue.wait_for_jobs(&self.lane, BELL_SECS).await);
+                let at = Instant::now();
+                let first = waited.take().filter(|request| !request.rung).map_or(at, |request| request.first);
+                *waited = Some(Request { at, first, rung: false });
+                // One more look: a job may have been committed before the request was.
+                Some(())
+            }
+            Some(request) => {
+                // An enqueuer that looked at the bell before it was set may commit only now, and rings nobody: soon after
+                // the first request it is worth looking by oneself, ever less.
+                let wait = (request.first.elapsed() / 2).max(Duration::from_millis(1)).min(self.poll);
+                request.rung = self.pause(wait).await?;
+                Some(())
+            }
         }
-        // An enqueuer that looked at the bell before it was set may commit only now, and rings nobody: soon after the request
-        // it is worth looking by oneself, ever less.
-        let since = waited.map_or(self.poll, |at| at.elapsed() / 2);
-        self.pause(since.clamp(Duration::from_millis(1).min(self.poll), self.poll)).await
     }
 
-    async fn pause(&self, at_most: Duration) -> Option<()> {
+    /// Whether it was ended by the bell; `None` when all ends.
+    async fn pause(&self, at_most: Duration) -> Option<bool> {
         self.stop
             .run_until_cancelled(async {
                 tokio::select! {
-                    () = self.bell.notified() => {}
-                    () = tokio::time::sleep(at_most) => {}
+                    () = self.bell.notified() => true,
+                    () = tokio::time::sleep(at_most) => false,
                 }
             })
             .await

@@ -52,6 +52,11 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// As many as fit into [`CALL_WITHIN`].
 const CLUSTER_RETRIES: u32 = 16;
 
+/// Whether this is an address, without opening anything. What is said of a wrong one repeats nothing secret.
+pub fn check(url: &str) -> Result<(), InvalidAddress> {
+    url.parse::<Address>().map(drop)
+}
+
 /// Why no connection could be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {

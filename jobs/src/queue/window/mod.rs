@@ -58,20 +58,16 @@ pub enum WindowError {
 }
 
 /// The user's mistake, told at start: the server itself need not be there yet.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{key} is not the address of a Redis: it begins with redis:// or rediss://, as in redis://USER:PASSWORD@HOST:6379"
-)]
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: {why}")]
 pub struct InvalidRedisUrl {
     pub key: &'static str,
+    why: connection::InvalidAddress,
 }
 
 /// Looks at an address, and repeats nothing of it.
 pub fn check_url(key: &'static str, url: &Redacted<String>) -> Result<(), InvalidRedisUrl> {
-    match url.reveal().split_once("://") {
-        Some((scheme, rest)) if scheme.starts_with("redis") && !rest.is_empty() => Ok(()),
-        _ => Err(InvalidRedisUrl { key }),
-    }
+    connection::check(url.reveal()).map_err(|why| InvalidRedisUrl { key, why })
 }
 
 /// Ready jobs of a tenant, to be held out.
