@@ -186,6 +186,19 @@ const BY_WINDOW: &str = "SELECT id FROM reeve.take_up('probes', 'default',
 const BY_RELAY: &str = "SELECT id FROM reeve.window_jobs('probes', 'default',
     reeve.window_tenants('probes', 'default', '', 1000), 1000)";
 
+/// A second kind in the queue, and a job of a kind that nobody knows.
+async fn with_other_kinds(town: &Town) {
+    change(town, "UPDATE reeve.kinds SET queue = 'probes', priority = 2 WHERE name = 'webhook.prune'").await;
+    change(town, "SELECT reeve.ops_enqueue(t, 'webhook.prune', '{}', 'test', 'to see') FROM unnest('{a,b}'::text[]) t")
+        .await;
+    change(
+        town,
+        "INSERT INTO reeve.jobs (id, tenant_id, kind, queue, region, state, priority, attempts_max, run_at, payload)
+         VALUES (reeve.new_id(), 'a', 'fleet.dance', 'probes', 'default', 'available', 2, 2, now(), '{}')",
+    )
+    .await;
+}
+
 /// Rule by rule: what a claim would not start, neither a held-out id starts, and the relay does not hold it out.
 #[tokio::test]
 async fn a_claim_and_the_window_start_the_same_jobs_under_every_rule() {
@@ -193,19 +206,7 @@ async fn a_claim_and_the_window_start_the_same_jobs_under_every_rule() {
     for tenant in [&town.a, &town.b] {
         fill(&town, tenant, 12).await;
     }
-    // A second kind in the queue, and a job of a kind that nobody knows.
-    change(&town, "UPDATE reeve.kinds SET queue = 'probes', priority = 2 WHERE name = 'webhook.prune'").await;
-    change(
-        &town,
-        "SELECT reeve.ops_enqueue(t, 'webhook.prune', '{}', 'test', 'to see') FROM unnest('{a,b}'::text[]) t",
-    )
-    .await;
-    change(
-        &town,
-        "INSERT INTO reeve.jobs (id, tenant_id, kind, queue, region, state, priority, attempts_max, run_at, payload)
-         VALUES (reeve.new_id(), 'a', 'fleet.dance', 'probes', 'default', 'available', 2, 2, now(), '{}')",
-    )
-    .await;
+    with_other_kinds(&town).await;
     assert_eq!(would(&town, BY_CLAIM).await.len(), 27);
     let mut seen = BTreeSet::new();
     for rule in [

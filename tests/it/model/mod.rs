@@ -6,7 +6,7 @@
 //! all jobs as they then are may be so. Some calls are made two at a time. At the end time passes, all that is left is
 //! worked off, and every job must have ended. A failure shrinks to the shortest list that still fails.
 //!
-//! `REEVE_MODEL_CASES` makes it longer, `REEVE_MODEL_SEED` (a number) another.
+//! `REEVE_TEST_MODEL_CASES` makes it longer, `REEVE_TEST_MODEL_SEED` (a number) another.
 //!
 //! Not here: who comes first (`conformance`, `claim`), workers as programs and lost connections (`chaos`).
 mod reference;
@@ -307,7 +307,7 @@ fn counterexample<S: Store>(
     pairs: u32,
 ) -> Option<(Vec<Op>, String)> {
     let mut seed = [0; 32];
-    seed[..4].copy_from_slice(&from_env("REEVE_MODEL_SEED", 1).to_le_bytes());
+    seed[..4].copy_from_slice(&from_env("REEVE_TEST_MODEL_SEED", 1).to_le_bytes());
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 3_000, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
     // proptest calls a Fn.
@@ -342,7 +342,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 fn cases() -> u32 {
-    from_env("REEVE_MODEL_CASES", 200)
+    from_env("REEVE_TEST_MODEL_CASES", 200)
 }
 
 fn show(found: Option<(Vec<Op>, String)>) {
