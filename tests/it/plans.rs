@@ -3,11 +3,17 @@
 //! Not what EXPLAIN says of a statement's text: these run inside functions, under plans that a session keeps. So each is
 //! carried out, and the server's own counters of the transaction tell what was read. One set of sessions made its plans
 //! while the queue was empty, and nothing told the planner that it no longer is; the other comes after ANALYZE.
-use reeve_jobs::{TenantId, client};
-use sqlx::{Connection, PgConnection, Row};
+use reeve_jobs::{
+    TenantContext, TenantId, client,
+    job::{ClaimedJob, Outcome},
+    kinds::Work,
+    testing::TestDatabase,
+};
+use reeve_worker::runtime::{Handler, Progress};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::support::Town;
+use crate::support::{Town, until};
 
 const JOBS: i64 = 1_000_000;
 
@@ -98,6 +104,13 @@ const HOT: &[Hot] = &[
         "SELECT count(*) FROM reeve.settle($1, $2, array_fill('retry'::text, ARRAY[100]),
            array_fill(10::double precision, ARRAY[100]), array_fill('e'::text, ARRAY[100])) WHERE $3 IS NOT NULL",
         1_000,
+    ),
+    hot(
+        "tenant_entries",
+        "reeve_worker",
+        "SELECT count(*) FROM reeve.tenant_entries(ARRAY(SELECT 't' || lpad(g::text, 4, '0') FROM generate_series(1, 100) g))
+         WHERE ($1, $2, $3) IS NOT NULL",
+        400,
     ),
     hot("promote", "reeve_scheduler", "SELECT reeve.promote(100) WHERE ($1, $2, $3) IS NOT NULL", 1_000),
     // Among all that run: no index has the leases' time, for each renewal would have to keep it.
@@ -214,6 +227,47 @@ async fn held(town: &Town) -> Held {
         .await
         .expect("ready jobs"),
     }
+}
+
+#[derive(Clone)]
+struct Nothing;
+
+impl Handler for Nothing {
+    async fn handle(&self, _: &ClaimedJob, _: TenantContext, _: Work, _: &Progress) -> Outcome {
+        Outcome::Done
+    }
+}
+
+/// Three hundred jobs, each of another tenant, and how often the server was asked where a tenant is.
+#[tokio::test]
+async fn the_tenants_of_a_claim_are_looked_up_together() {
+    let db = TestDatabase::new().await;
+    sqlx::query(AssertSqlSafe(format!("ALTER DATABASE {} SET track_functions = 'all'", db.name)))
+        .execute(&db.admin)
+        .await
+        .expect("set");
+    let town = Town::in_database(db).await;
+    for sql in [
+        "INSERT INTO reeve.tenants (id, name, region) SELECT 't' || lpad(g::text, 4, '0'), 'T', 'default' FROM generate_series(1, 300) g",
+        "INSERT INTO reeve.jobs (id, tenant_id, kind, queue, region, state, priority, attempts_max, run_at, payload)
+         SELECT reeve.new_id(), t.id, 'fleet.probe', 'probes', 'default', 'available', 3, 3, now(), '{}' FROM reeve.tenants t
+         WHERE t.id LIKE 't%'",
+    ] {
+        sqlx::query(sql).execute(&town.db.admin).await.expect("filled");
+    }
+    let fleet = town.fleet(Nothing, 100);
+    until("all are done", async || town.count("SELECT count(*) FROM reeve.jobs").await == 0).await;
+    fleet.stop().await;
+    // Sessions tell what they counted when they end.
+    town.worker.close().await;
+    let asked = async || {
+        town.count(
+            "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_user_functions WHERE funcname = 'tenant_entries'",
+        )
+        .await
+    };
+    until("the sessions have told", async || asked().await > 0).await;
+    assert!(asked().await < 30, "asked {} times", asked().await);
 }
 
 #[tokio::test]

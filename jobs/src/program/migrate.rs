@@ -37,6 +37,7 @@ const FILES: &[(i64, &str, &str)] = &[
     (25, "window", include_str!("../../../migrations/0025_window.sql")),
     (26, "settle_beside_cancel", include_str!("../../../migrations/0026_settle_beside_cancel.sql")),
     (27, "plans", include_str!("../../../migrations/0027_plans.sql")),
+    (28, "directory", include_str!("../../../migrations/0028_directory.sql")),
 ];
 
 /// The schema this build needs.

@@ -3,12 +3,12 @@
 //! Answers from a small cache for [`FRESH`], so that a change is seen within that time and a busy tenant costs no query.
 //! The ways to dedicated databases are [`super::databases`]; a program that was given none refuses their tenants.
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use sqlx::{PgPool, Row};
+use sqlx::{PgPool, Row, postgres::PgRow};
 
 use super::TenantId;
 #[cfg(feature = "program")]
@@ -107,37 +107,43 @@ impl Directory {
         {
             return Ok(entry.clone());
         }
+        self.ask(&[tenant]).await?.pop().unwrap_or_else(|| Err(DirectoryError::Unknown(tenant.clone())))
+    }
+
+    /// Asks by one question of all of these tenants that are not known freshly, so that [`Directory::entry`] need not. Of
+    /// whom nothing is heard, or nothing that can be read, that one asks again, and says what is wrong.
+    pub async fn prefetch(&self, tenants: impl IntoIterator<Item = &TenantId>) -> Result<(), DirectoryError> {
+        let unknown: Vec<&TenantId> = {
+            let cache = self.lock();
+            let fresh = |tenant: &TenantId| cache.get(tenant).is_some_and(|(_, at)| at.elapsed() < FRESH);
+            let unknown: BTreeSet<_> = tenants.into_iter().filter(|tenant| !fresh(tenant)).collect();
+            unknown.into_iter().collect()
+        };
+        if !unknown.is_empty() {
+            self.ask(&unknown).await?;
+        }
+        Ok(())
+    }
+
+    /// What is registered of these, and remembers it.
+    async fn ask(&self, tenants: &[&TenantId]) -> Result<Vec<Result<TenantEntry, DirectoryError>>, DirectoryError> {
         // Believed from before the question: its answer may have been long under way.
         let asked_at = Instant::now();
-        let row = sqlx::query(
-            "-- directory.entry
-            SELECT placement, region, state, moving, epoch, url_sealed FROM reeve.tenant_entry($1)",
+        let asked: HashMap<&str, &TenantId> = tenants.iter().map(|tenant| (tenant.as_str(), *tenant)).collect();
+        let rows = sqlx::query(
+            "-- directory.entries
+            SELECT id, placement, region, state, moving, epoch, url_sealed FROM reeve.tenant_entries($1)",
         )
-        .bind(tenant.as_str())
-        .fetch_optional(&self.control)
-        .await?
-        .ok_or_else(|| DirectoryError::Unknown(tenant.clone()))?;
-        let unreadable = |column, value| DirectoryError::Unreadable { tenant: tenant.clone(), column, value };
-        let entry = TenantEntry {
-            placement: match row.try_get("placement")? {
-                "shared" => Placement::Shared,
-                "dedicated" => match (row.try_get("epoch")?, row.try_get::<Option<&[u8]>, _>("url_sealed")?) {
-                    (Some(epoch), Some(sealed)) => Placement::Dedicated { epoch, url_sealed: sealed.into() },
-                    _ => return Err(unreadable("placement", "dedicated, but to no database".to_owned())),
-                },
-                other => return Err(unreadable("placement", other.to_owned())),
-            },
-            region: row.try_get::<&str, _>("region")?.into(),
-            state: match row.try_get("state")? {
-                "active" => TenantState::Active,
-                "closing" => TenantState::Closing,
-                "closed" => TenantState::Closed,
-                other => return Err(unreadable("state", other.to_owned())),
-            },
-            moving: row.try_get("moving")?,
-        };
-        self.remember(tenant, &entry, asked_at);
-        Ok(entry)
+        .bind(asked.keys().copied().collect::<Vec<_>>())
+        .fetch_all(&self.control)
+        .await?;
+        let known = rows.iter().filter_map(|row| Some((*asked.get(row.try_get::<&str, _>("id").ok()?)?, row)));
+        let entries = known.map(|(tenant, row)| {
+            let entry = decode(tenant, row)?;
+            self.remember(tenant, &entry, asked_at);
+            Ok(entry)
+        });
+        Ok(entries.collect())
     }
 
     fn remember(&self, tenant: &TenantId, entry: &TenantEntry, asked_at: Instant) {
@@ -160,6 +166,28 @@ impl Directory {
         // A panic elsewhere cannot leave a half-written entry: inserts are whole.
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn decode(tenant: &TenantId, row: &PgRow) -> Result<TenantEntry, DirectoryError> {
+    let unreadable = |column, value| DirectoryError::Unreadable { tenant: tenant.clone(), column, value };
+    Ok(TenantEntry {
+        placement: match row.try_get("placement")? {
+            "shared" => Placement::Shared,
+            "dedicated" => match (row.try_get("epoch")?, row.try_get::<Option<&[u8]>, _>("url_sealed")?) {
+                (Some(epoch), Some(sealed)) => Placement::Dedicated { epoch, url_sealed: sealed.into() },
+                _ => return Err(unreadable("placement", "dedicated, but to no database".to_owned())),
+            },
+            other => return Err(unreadable("placement", other.to_owned())),
+        },
+        region: row.try_get::<&str, _>("region")?.into(),
+        state: match row.try_get("state")? {
+            "active" => TenantState::Active,
+            "closing" => TenantState::Closing,
+            "closed" => TenantState::Closed,
+            other => return Err(unreadable("state", other.to_owned())),
+        },
+        moving: row.try_get("moving")?,
+    })
 }
 
 #[cfg(all(test, feature = "testing"))]
@@ -206,6 +234,27 @@ mod tests {
         assert!(FRESH <= Duration::from_secs(5));
         directory.lock().values_mut().for_each(|(_, at)| *at -= FRESH);
         assert_eq!(directory.entry(&a).await.expect("an entry").state, TenantState::Closed);
+        db.drop_now().await;
+    }
+
+    #[tokio::test]
+    async fn many_tenants_are_looked_up_by_one_question_and_not_asked_for_again() {
+        let db = TestDatabase::new().await;
+        let (a, b) = (db.tenant("a").await, db.tenant("b").await);
+        let nobody: TenantId = "nobody".parse().expect("an id");
+        let directory = Directory::new(db.pool("reeve_worker").await);
+        let before = directory.entry(&a).await.expect("an entry");
+        directory.prefetch([&a, &b, &b, &nobody]).await.expect("asked");
+        directory.control.close().await;
+        assert_eq!(directory.entry(&a).await.expect("from memory"), before);
+        assert_eq!(directory.entry(&b).await.expect("from memory").state, TenantState::Active);
+        assert!(
+            matches!(directory.entry(&nobody).await, Err(DirectoryError::Database(_))),
+            "who is unknown is asked for"
+        );
+        directory.prefetch([&a, &b]).await.expect("no question");
+        directory.lock().values_mut().for_each(|(_, at)| *at -= FRESH);
+        assert!(directory.prefetch([&a, &b]).await.is_err(), "what is believed no more is asked for");
         db.drop_now().await;
     }
 }

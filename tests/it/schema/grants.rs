@@ -98,6 +98,7 @@ pub(super) const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.stop_waiting(text,text)", &["reeve_worker"]),
     ("reeve.take_up(text,text,uuid[],integer,text,double precision)", &["reeve_worker"]),
     ("reeve.tenant()", &["reeve_app", "reeve_dispatch", "reeve_ops", "reeve_worker"]),
+    ("reeve.tenant_entries(text[])", &["reeve_worker"]),
     ("reeve.tenant_entry(text)", &["reeve_worker"]),
     ("reeve.tenant_kinds_off()", &["reeve_owner"]),
     ("reeve.wait_for_jobs(text,text,double precision)", &["reeve_worker"]),

@@ -224,6 +224,7 @@ mod tests {
         JobId,
         job::{ClaimedJob, LeaseToken},
         queue::{Claim, Lane, QueueError, Renewed, Settlement},
+        tenant::Directory,
     };
     use tokio_util::sync::CancellationToken;
 
@@ -281,6 +282,8 @@ mod tests {
         let claimer = Claimer {
             queue,
             lane: Lane { queue: "probes".to_owned(), region: "default".to_owned() },
+            // Never asked: a lone job's tenant is the attempt's to look up.
+            directory: Directory::new(sqlx::PgPool::connect_lazy("postgres://nobody@127.0.0.1:1/none").expect("a URL")),
             worker: "test".into(),
             slots: 1,
             poll: Duration::from_millis(10),

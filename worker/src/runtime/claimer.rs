@@ -12,6 +12,7 @@ use std::{
 use reeve_jobs::{
     job::Outcome,
     queue::{Claim, Lane, Queue},
+    tenant::Directory,
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,8 @@ use super::{attempt::Job, buffer::Buffer, lease::Leases, outcome::settlement, se
 pub const BUFFER_MAX: usize = 1_000;
 /// After this long without a job the claimer asks to be rung for.
 const IDLE_AFTER: Duration = Duration::from_millis(10);
+/// Jobs that are claimed wait this long at most for their tenants to be looked up together.
+const LOOK_UP_MAX: Duration = Duration::from_secs(1);
 /// A request to be rung for holds this long; renewed at half of it.
 const BELL_SECS: f64 = 30.0;
 
@@ -30,6 +33,7 @@ const BELL_SECS: f64 = 30.0;
 pub struct Claimer<Q> {
     pub queue: Q,
     pub lane: Lane,
+    pub directory: Directory,
     pub worker: Arc<str>,
     pub slots: usize,
     /// The longest wait between two looks while idle.
@@ -116,6 +120,7 @@ impl<Q: Queue> Claimer<Q> {
                 if waited.take().is_some() {
                     self.quietly(self.queue.stop_waiting(&self.lane).await);
                 }
+                self.look_up_tenants(&claim.jobs).await;
                 if !self.hand_over(claim.jobs, begun, &buffer) {
                     return;
                 }
@@ -141,6 +146,17 @@ impl<Q: Queue> Claimer<Q> {
             Err(_) => tracing::warn!(queue = self.lane.queue, "a claim took longer than a lease; trying again"),
         }
         None
+    }
+
+    /// Asks the directory of all tenants of a claim at once. Each attempt asks it again and decides by the answer; here
+    /// only its memory is filled, so a fault is left for the attempt to meet. A lone tenant's attempt asks as quickly.
+    async fn look_up_tenants(&self, claimed: &[reeve_jobs::job::ClaimedJob]) {
+        if claimed.len() > 1
+            && let Ok(Err(error)) =
+                tokio::time::timeout(LOOK_UP_MAX, self.directory.prefetch(claimed.iter().map(|job| &job.tenant))).await
+        {
+            tracing::debug!(%error, "the tenants of a claim could not be looked up together");
+        }
     }
 
     /// Waits until half of what should be buffered is free, and says how many to claim.

@@ -115,11 +115,13 @@ impl<Q: Queue, H: Handler> Fleet<Q, H> {
             let claimer = {
                 let (queue, leases, settler, stop) =
                     (self.queue.clone(), leases.clone(), settler.clone(), stop.clone());
+                let directory = self.directory.clone();
                 let bell = bells[&lane.channel_payload()].clone();
                 let poll = self.config.poll;
                 move || Claimer {
                     queue: queue.clone(),
                     lane: lane.clone(),
+                    directory: directory.clone(),
                     worker: name.clone(),
                     slots,
                     poll,
