@@ -15,6 +15,7 @@ mod bulk;
 mod capability;
 mod chaos;
 mod claim;
+mod claim_marks;
 mod conformance;
 mod doctor;
 mod end_to_end;

@@ -38,6 +38,7 @@ const FILES: &[(i64, &str, &str)] = &[
     (26, "settle_beside_cancel", include_str!("../../../migrations/0026_settle_beside_cancel.sql")),
     (27, "plans", include_str!("../../../migrations/0027_plans.sql")),
     (28, "directory", include_str!("../../../migrations/0028_directory.sql")),
+    (29, "claim_marks", include_str!("../../../migrations/0029_claim_marks.sql")),
 ];
 
 /// The schema this build needs.

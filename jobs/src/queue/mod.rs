@@ -12,6 +12,7 @@ pub mod connection;
 pub mod history;
 #[cfg(feature = "program")]
 pub mod inspect;
+mod marks;
 #[cfg(feature = "program")]
 pub mod operate;
 pub mod postgres;

@@ -1,27 +1,46 @@
 //! The queue on PostgreSQL: calls of the functions in `migrations/0006_queue.sql`, which hold all logic.
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use sqlx::{PgPool, Row, postgres::PgRow};
+use sqlx::{PgPool, Row, postgres::PgRow, types::Json};
+use tokio::time::Instant;
 
-use super::{Claim, Lane, Queue, QueueError, Renewed, Report, Settlement};
+use super::{
+    Claim, Lane, Queue, QueueError, Renewed, Report, Settlement,
+    marks::{Marks, Served},
+};
 use crate::{
     job::{ClaimedJob, JobId, LeaseToken},
     tenant::{Proof, TenantId},
 };
 
-/// See the module's head. Clones share the pool.
+/// See the module's head. Clones share the pool and the marks.
 #[derive(Debug, Clone)]
 pub struct PostgresQueue {
     pool: PgPool,
+    marks: Arc<Mutex<HashMap<Lane, Marks>>>,
 }
 
 impl PostgresQueue {
     pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+        Self { pool, marks: Arc::default() }
     }
 
     pub fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// Whether the lane's next claim will go by its marks, if it comes soon.
+    pub fn is_marked(&self, lane: &Lane) -> bool {
+        self.marks().get(lane).is_some_and(|marks| marks.hint("", Instant::now(), 1).is_some())
+    }
+
+    fn marks(&self) -> MutexGuard<'_, HashMap<Lane, Marks>> {
+        // Half a mark is a hint as good as another.
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -91,6 +110,14 @@ fn read(rows: &[PgRow]) -> Result<Claim, QueueError> {
     Ok(claim)
 }
 
+/// What a claim spent on looking for jobs and, where that was long, whom it served; by its last row.
+fn looking(rows: &[PgRow]) -> (Duration, Option<Served>) {
+    let micros = rows.last().and_then(|row| row.try_get::<Option<i32>, _>(6).ok()?);
+    let served = rows.last().and_then(|row| row.try_get::<Option<Json<Served>>, _>(3).ok()?);
+    let micros = micros.and_then(|micros| u64::try_from(micros).ok()).unwrap_or(0);
+    (Duration::from_micros(micros), served.map(|Json(served)| served))
+}
+
 impl Queue for PostgresQueue {
     async fn claim(
         &self,
@@ -100,16 +127,33 @@ impl Queue for PostgresQueue {
         cursor: &str,
         lease: Duration,
     ) -> Result<Claim, QueueError> {
-        let rows = sqlx::query("-- queue.claim\nSELECT * FROM reeve.claim($1, $2, $3, $4, $5, $6)")
+        let hint = self.marks().entry(lane.clone()).or_default().hint(cursor, Instant::now(), limit);
+        let by_hint = hint.is_some();
+        let (known, since) = hint.unzip();
+        let rows = sqlx::query("-- queue.claim\nSELECT * FROM reeve.claim($1, $2, $3, $4, $5, $6, $7, $8)")
             .bind(&lane.queue)
             .bind(&lane.region)
             .bind(i32::try_from(limit).unwrap_or(i32::MAX))
             .bind(worker)
             .bind(cursor)
             .bind(lease.as_secs_f64())
+            .bind(known)
+            .bind(since)
             .fetch_all(&self.pool)
             .await?;
-        read(&rows)
+        let mut claim = read(&rows)?;
+        let got = claim.jobs.len() + claim.broken.len();
+        let (looking, served) = looking(&rows);
+        if let Some(marks) = self.marks().get_mut(lane) {
+            if by_hint {
+                marks.went_on(served, got, limit);
+                // Others were not looked at.
+                claim.more = true;
+            } else {
+                marks.looked(served, got >= limit, looking, Instant::now());
+            }
+        }
+        Ok(claim)
     }
 
     async fn mark_started(&self, job: JobId, token: LeaseToken) -> Result<bool, QueueError> {

@@ -34,6 +34,7 @@ pub(super) const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.cancel_move(text,text,text)", &["reeve_ops"]),
     ("reeve.change_tenant(text,jsonb,text,text)", &["reeve_ops"]),
     ("reeve.claim(text,text,integer,text,text,double precision)", &["reeve_worker"]),
+    ("reeve.claim(text,text,integer,text,text,double precision,text[],timestamp with time zone[])", &["reeve_worker"]),
     ("reeve.clear_flag(text,text,text,text,text)", &["reeve_ops"]),
     ("reeve.database_facts(text,text)", &["reeve_worker"]),
     ("reeve.declare_bucket(text,text,text,text)", &["reeve_ops"]),
