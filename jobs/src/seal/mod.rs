@@ -14,6 +14,7 @@ pub mod field;
 pub mod key;
 #[cfg(feature = "program")]
 pub mod placement;
+pub mod provider;
 
 pub use aad::Place;
 use aes_gcm::{
