@@ -30,6 +30,7 @@ mod peers;
 mod placements;
 mod plans;
 mod progress;
+mod providers;
 mod redis_access;
 mod redis_loss;
 mod redis_places;

@@ -27,6 +27,7 @@ use reeve_jobs::seal::{
         key_of,
     },
 };
+use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber};
 
 use super::{ATTEMPTS_MAX, KmsSettings};
 
@@ -98,6 +99,8 @@ impl AwsKms {
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
+        // At its finest level the SDK logs the bodies of answers; a key may be in one.
+        let call = call.with_subscriber(NoSubscriber::default());
         match tokio::time::timeout(self.timeout, call).await {
             Ok(answer) => answer.map_err(|error| fault(&self.reference, &error)),
             Err(_elapsed) => Err(timed_out(&self.reference)),
