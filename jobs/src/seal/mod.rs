@@ -10,10 +10,13 @@
 //!
 //! Nothing here keeps keys, chooses one or asks a provider for one; randomness is passed in.
 pub mod aad;
+pub mod blind;
 pub mod field;
 pub mod key;
 #[cfg(feature = "program")]
 pub mod placement;
+pub mod stream;
+pub mod text;
 
 pub use aad::Place;
 use aes_gcm::{
