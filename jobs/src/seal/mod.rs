@@ -13,6 +13,7 @@ pub mod aad;
 pub mod blind;
 pub mod field;
 pub mod key;
+pub mod legacy;
 #[cfg(feature = "program")]
 pub mod placement;
 pub mod stream;
