@@ -326,6 +326,25 @@ fn the_independent_reader_names_a_case_that_is_not_as_it_says() {
     assert_eq!(verdicts, names.into_iter().map(|name| (name, false)).collect());
 }
 
+/// The specification shows three of them, with spaces for the eye.
+#[test]
+fn the_specification_shows_vectors_that_are_true() {
+    let spec = std::fs::read_to_string(vectors().join("../../src/seal/FORMAT.md")).expect("the specification");
+    let spec: String = spec.split_whitespace().collect();
+    let cases: Vec<Value> =
+        serde_json::from_str(&std::fs::read_to_string(vectors().join("sealed.json")).expect("vectors")).expect("JSON");
+    let of = |name: &str, what: &str| bytes(&cases.iter().find(|case| case["name"] == name).expect("a case")[what]);
+    let field = of("field", "sealed");
+    let index = of("index, exact of \"ada@example.com\", version 3", "expected");
+    for part in [&field[..32], &field[32..64], &field[64..82], &field[82..], &index, &of("stream, short", "sealed")] {
+        let shown = format!("{:x}", HexOf(part));
+        assert!(spec.contains(&shown), "{shown} is not in FORMAT.md");
+    }
+    for purpose in Purpose::ALL {
+        assert!(spec.contains(purpose.label()), "{} is not in FORMAT.md", purpose.label());
+    }
+}
+
 /// The legacy vectors are what their script makes with the package as it is pinned.
 #[test]
 fn the_legacy_vectors_are_what_their_script_makes() {

@@ -81,7 +81,7 @@ fn an_object_cut_at_any_chunk_or_byte_is_not_whole() {
             refused(&format!("cut after {cut}"), &plain, &value[..cut]);
         }
     }
-    for cut in (0..STREAM_HEAD_BYTES).chain(value.len() - 120..value.len()) {
+    for cut in [value.len() - TAG_BYTES - 1, value.len() - TAG_BYTES, value.len() - 1] {
         refused(&format!("cut after {cut}"), &plain, &value[..cut]);
     }
     // Full chunks only: there the last one looks like any other.
@@ -152,20 +152,28 @@ fn a_flipped_bit_is_refused_before_its_chunk_is_given_out() {
 
 #[test]
 fn an_opener_that_failed_opens_no_more() {
-    let tenant = tenant();
-    let plain = object(3 * CHUNK_BYTES);
-    let mut value = sealed(&plain, usize::MAX);
-    let at = STREAM_HEAD_BYTES + 5;
-    value[at] ^= 1;
-    let (head, rest) = value.split_first_chunk().expect("a head");
+    let (tenant, plain) = (tenant(), object(3 * CHUNK_BYTES));
+    let value = sealed(&plain, usize::MAX);
+    let (head, parts) = chunks(&value);
+    let head = head.try_into().expect("a head");
     let mut opener = Opener::start(&key(), Purpose::Backup, &place(&tenant), head).expect("the head is whole");
     let mut out = Vec::new();
-    assert_eq!(opener.update(rest, &mut out), Err(SealError::Tag));
-    // Now the true chunks: whoever goes on after an error gets nothing.
-    value[at] ^= 1;
-    assert_eq!(opener.update(&value[STREAM_HEAD_BYTES..], &mut out), Err(SealError::Tag));
+    // The second chunk where the first should be. Whoever goes on after the error would have it tried as the second.
+    assert_eq!(opener.update(&[parts[1], parts[2]].concat(), &mut out), Err(SealError::Tag));
+    assert_eq!(opener.update(parts[2], &mut out), Err(SealError::Tag));
     assert_eq!(opener.finish(&mut out), Err(SealError::Tag));
-    assert!(out.is_empty());
+    assert!(out.is_empty(), "{} bytes of an object without its beginning", out.len());
+}
+
+#[test]
+fn an_object_that_was_sealed_with_an_empty_chunk_behind_a_full_one_is_refused() {
+    let (tenant, plain, mut out) = (tenant(), object(CHUNK_BYTES), Vec::new());
+    let mut sealer = Sealer::start(&key(), HEADER, Purpose::Backup, &place(&tenant), &mut rand::rng(), &mut out);
+    sealer.update(&plain, &mut out).expect("sealed");
+    // What our sealer never does, and a holder of the key could.
+    sealer.seal(false, &mut out).expect("sealed");
+    sealer.finish(&mut out).expect("sealed");
+    refused("an empty last chunk", &plain, &out);
 }
 
 #[test]

@@ -60,7 +60,7 @@ impl From<SealError> for LegacyError {
 pub enum Reader {
     Plain,
     NonceFirst { key: DataKey, aad: Vec<u8> },
-    Rv0(RootKey),
+    Rv0(Box<RootKey>),
     Rails(rails::Keys),
     Cloak(cloak::Ciphers),
 }

@@ -50,7 +50,7 @@ fn derived(passphrase: &str, salt: &str, hash: rails::Hash) -> DataKey {
 fn reader(case: &Value) -> Reader {
     match case["reader"].as_str().expect("a reader") {
         "nonce_first" => Reader::NonceFirst { key: key(&case["key"]), aad: bytes(&case["aad"]) },
-        "rv0" => Reader::Rv0(RootKey::from_base64(case["key"].as_str().expect("text")).expect("32 bytes")),
+        "rv0" => Reader::Rv0(Box::new(RootKey::from_base64(case["key"].as_str().expect("text")).expect("32 bytes"))),
         "cloak" => {
             let iv = if case["iv_length"] == 12 { Iv::Twelve } else { Iv::Sixteen };
             Reader::Cloak(cloak::Ciphers(vec![cloak::Cipher { tag: bytes(&case["tag"]), iv, key: key(&case["key"]) }]))
