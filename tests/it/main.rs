@@ -40,6 +40,7 @@ mod regions;
 mod schedulers;
 mod schema;
 mod scope;
+mod seal_vectors;
 mod settling;
 mod tenants;
 mod tidy;

@@ -84,7 +84,6 @@ impl Purpose {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Suite {
     Field = 1,
-    #[expect(dead_code, reason = "the stream comes with the next change")]
     Stream = 2,
 }
 

@@ -10,11 +10,24 @@
 //!
 //! Nothing here keeps keys, chooses one or asks a provider for one; randomness is passed in.
 pub mod aad;
+pub mod blind;
 pub mod field;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::missing_panics_doc, reason = "a panic is what a fuzz target says")]
+pub mod fuzzing;
 pub mod key;
+pub mod legacy;
 #[cfg(feature = "program")]
 pub mod placement;
 pub mod provider;
+pub mod selfcheck;
+pub mod stream;
+pub mod text;
+
+#[cfg(test)]
+mod nist_tests;
+#[cfg(test)]
+mod salamander_tests;
 
 pub use aad::Place;
 use aes_gcm::{
@@ -25,6 +38,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 pub use field::{Header, KeyScope, Purpose};
 pub use key::DataKey;
 use rand::Rng;
+pub use selfcheck::selfcheck;
 use zeroize::Zeroizing;
 
 const HEADER: &[u8; 3] = b"RV0";
