@@ -93,7 +93,7 @@ fn wrong_key_holders(metadata: &Value) -> Vec<String> {
 fn wrong_callers(metadata: &Value) -> Vec<String> {
     declared(metadata)
         .iter()
-        .filter(|(from, to, _)| *to == "reqwest" && *from != "reeve-worker")
+        .filter(|(from, to, _)| (*to == "reqwest" || to.starts_with("aws-")) && *from != "reeve-worker")
         .map(|(from, to, _)| format!("{from} depends on {to}"))
         .collect()
 }
@@ -155,15 +155,17 @@ fn of_the_programs_only_the_worker_calls_out() {
     assert_eq!(wrong_callers(&metadata()), Vec::<String>::new());
     assert!(linked("reeve-worker", "normal").contains("reqwest"), "the one outbound client has another name now");
     for program in ["reeve-scheduler", "reeve-ops"] {
-        let found = banned(&linked(program, "normal"), &["reqwest", "hyper", "ureq", "apalis"]);
+        let found = banned(&linked(program, "normal"), &["reqwest", "hyper", "ureq", "apalis", "aws-sdk-kms"]);
         assert_eq!(found, Vec::<String>::new(), "{program}");
     }
 }
 
 #[test]
 fn another_caller_is_named() {
-    let planted = json!({"packages": [{"name": "reeve-ops", "dependencies": [{"name": "reqwest", "features": []}]}]});
-    assert_eq!(wrong_callers(&planted), ["reeve-ops depends on reqwest"]);
+    for client in ["reqwest", "aws-sdk-kms"] {
+        let planted = json!({"packages": [{"name": "reeve-ops", "dependencies": [{"name": client, "features": []}]}]});
+        assert_eq!(wrong_callers(&planted), [format!("reeve-ops depends on {client}")]);
+    }
 }
 
 #[test]

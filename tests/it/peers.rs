@@ -36,7 +36,7 @@ enum Language {
 }
 
 /// Where the packages are, after making sure that they are there and are the ones asked for.
-fn installed() -> PathBuf {
+pub fn installed() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     let place = std::env::var_os("REEVE_TEST_PEERS").map_or_else(|| tests.join("../.reeve/peers"), PathBuf::from);
     let wanted: String = MANIFESTS

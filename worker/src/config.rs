@@ -11,6 +11,7 @@ use crate::{
     clients::{
         address::AddressPolicy,
         http::{HttpPolicy, UrlPolicy},
+        kms::KmsSettings,
     },
     runtime::{FleetConfig, fleet::Slots},
 };
@@ -53,6 +54,9 @@ pub struct Config {
     pub dedicated_idle_secs: u64,
     #[serde(default)]
     pub webhooks: Webhooks,
+    /// How the keepers of the platform's keys are reached.
+    #[serde(default)]
+    pub kms: KmsSettings,
 }
 
 #[derive(Debug, Deserialize)]
@@ -132,7 +136,7 @@ impl Config {
         if !(1..=3_600).contains(&self.dedicated_idle_secs) {
             return wrong(format!("dedicated_idle_secs: {} is not between 1 and 3600", self.dedicated_idle_secs));
         }
-        Ok(())
+        self.kms.check().or_else(|error| wrong(error.to_string()))
     }
 
     pub fn fleet(&self) -> FleetConfig {
@@ -217,6 +221,15 @@ mod tests {
         config.redis_url = Some(Redacted::new("postgres://u:hunter2@h".to_owned()));
         let said = config.check().unwrap_err().to_string();
         assert!(said.contains("redis_url") && !said.contains("hunter2"), "{said}");
+    }
+
+    #[test]
+    fn a_way_to_a_key_provider_that_makes_no_sense_is_refused() {
+        let mut config = config(&[], "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+        assert!(config.check().is_ok());
+        config.kms.vault.address = Some("http://vault.canary.example:8200".to_owned());
+        let said = config.check().unwrap_err().to_string();
+        assert!(said.contains("[worker]: kms.vault.address") && !said.contains("canary"), "{said}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use reeve_jobs::{
     program::{config, db, install_tls_provider, migrate, shutdown, soundness, telemetry},
     queue::{PostgresQueue, WindowedQueue, operate::Act},
     redact::Redacted,
-    seal::RootKey,
+    seal::{self, RootKey},
     tenant::{Directory, Scope, databases::Databases, region, session},
 };
 use reeve_worker::{
@@ -120,6 +120,7 @@ fn quiet_panics() {
 
 async fn run(cli: Cli) -> Result<()> {
     telemetry::start()?;
+    let backend = seal::selfcheck()?;
     let config: Config = config::load("worker", cli.config.as_deref())?;
     config.check()?;
     let pool = db::connect("worker.database_url", &config.database_url, "reeve-worker", config.connections_max).await?;
@@ -130,6 +131,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Run => {
             region::prove(&pool, &config.region).await?;
             let fleet = config.fleet();
+            tracing::info!(%backend, "sealing is checked");
             tracing::info!(worker = fleet.name, region = &*fleet.region, queues = fleet.queues.len(), "worker started");
             let queue = WindowedQueue::new(PostgresQueue::new(pool.clone()), config.window());
             let directory = environment.directory.clone();

@@ -14,13 +14,17 @@ pub struct Place<'a> {
 
 impl Place<'_> {
     pub(super) fn bytes(&self) -> Vec<u8> {
-        let parts = [self.tenant.as_str(), self.table, self.column, self.row];
-        let mut out = Vec::with_capacity(parts.iter().map(|p| p.len() + 4).sum());
-        for part in parts {
-            // Tenant ids have 64 bytes at most, the rest are short names and keys: far below 4 GiB.
-            out.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
-            out.extend_from_slice(part.as_bytes());
-        }
-        out
+        joined(&[self.tenant.as_str(), self.table, self.column, self.row])
     }
+}
+
+/// Each part with its length before it, u32 BE.
+pub(super) fn joined(parts: &[&str]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(parts.iter().map(|part| part.len() + 4).sum());
+    for part in parts {
+        // Tenant ids have 64 bytes at most, the rest are short names and keys: far below 4 GiB.
+        out.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+        out.extend_from_slice(part.as_bytes());
+    }
+    out
 }

@@ -1,14 +1,33 @@
-//! Secrets at rest: AES-256-GCM under a root key, bound to the place where they stand.
+//! Secrets at rest: sealed values, bound to the place where they stand.
 //!
-//! Layout: `b"RV0"`, 12 bytes of random nonce, ciphertext with its 16-byte tag. The tag covers the header and the
-//! [`Place`], so a value moved to another tenant, table, column or row does not open. This is the first form; keys per
-//! tenant with versions replace it, and the three header bytes tell the two apart.
+//! A value goes through [`field::seal`] under a [`DataKey`] and comes out as RV1, whose header says which version of whose
+//! key it needs: [`Header::read`] finds the key, [`field::open`] opens. `FORMAT.md` beside this file is the specification.
 //!
-//! Bound: random 96-bit nonces are safe for 2^32 values under one key (NIST SP 800-38D, 8.3); webhook secrets are far
-//! fewer.
+//! Beside it stands the first form, RV0, under one [`RootKey`]: `b"RV0"`, 12 bytes of random nonce, ciphertext with its
+//! 16-byte tag, AES-256-GCM. The tag covers the header and the [`Place`]. The third byte of a sealed value (`'0'`, or a
+//! number) tells the two apart. Bound of RV0: random 96-bit nonces are safe for 2^32 values under one key (NIST SP
+//! 800-38D, 8.3).
+//!
+//! Nothing here keeps keys, chooses one or asks a provider for one; randomness is passed in.
 pub mod aad;
+pub mod blind;
+pub mod field;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::missing_panics_doc, reason = "a panic is what a fuzz target says")]
+pub mod fuzzing;
+pub mod key;
+pub mod legacy;
 #[cfg(feature = "program")]
 pub mod placement;
+pub mod provider;
+pub mod selfcheck;
+pub mod stream;
+pub mod text;
+
+#[cfg(test)]
+mod nist_tests;
+#[cfg(test)]
+mod salamander_tests;
 
 pub use aad::Place;
 use aes_gcm::{
@@ -16,23 +35,63 @@ use aes_gcm::{
     aead::{Aead, Payload},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
+pub use field::{Header, KeyScope, Purpose};
+pub use key::DataKey;
 use rand::Rng;
+pub use selfcheck::selfcheck;
 use zeroize::Zeroizing;
 
 const HEADER: &[u8; 3] = b"RV0";
 const NONCE_BYTES: usize = 12;
 
+/// Why a value was not sealed or opened. All that has to do with a sealed value reads the same, so that nobody outside
+/// learns what was wrong with it; [`SealError::reason`] is for our own log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     #[error("the root key must be 32 bytes in base64; make one with `openssl rand -base64 32`")]
     Key,
-    #[error("not a sealed value: {0}")]
+    #[error("the plaintext is too long to be sealed as one value")]
+    TooLong,
+    /// Not the bytes of a sealed value; says what is wrong with them.
+    #[error("{REFUSED}")]
     Form(&'static str),
-    #[error("the sealed value does not open: another key, another place, or changed bytes")]
+    /// Sealed by a later format than this program knows, or its header was changed.
+    #[error("{REFUSED}")]
+    Format(u8),
+    /// Another suite than the reader expects: a stream where a field should be, or one of later days.
+    #[error("{REFUSED}")]
+    Suite(u8),
+    /// The key, the header or the place is not the one that it was sealed with.
+    #[error("{REFUSED}")]
+    Commitment,
+    /// Key, header and place are right, and the bytes behind them were changed.
+    #[error("{REFUSED}")]
+    Tag,
+    /// A form that does not tell the two apart does not open.
+    #[error("{REFUSED}")]
     Open,
 }
 
-/// The key that seals. Zeroized on drop by the cipher; never printed.
+const REFUSED: &str = "the sealed value does not open: another key, another place, or changed bytes";
+
+impl SealError {
+    /// The class of the reason, for the log.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Key => "no usable key",
+            Self::TooLong => "too long",
+            Self::Form(_) => "not a sealed value",
+            Self::Format(_) => "unknown format version",
+            Self::Suite(_) => "unknown suite",
+            Self::Commitment => "wrong key or wrong row",
+            Self::Tag => "damaged bytes",
+            Self::Open => "wrong key, wrong row or damaged bytes",
+        }
+    }
+}
+
+/// The key that seals RV0. Zeroized on drop by the cipher; never printed.
 #[derive(Clone)]
 pub struct RootKey(Aes256Gcm);
 
@@ -54,10 +113,8 @@ impl RootKey {
         let mut nonce = [0; NONCE_BYTES];
         random.fill_bytes(&mut nonce);
         let aad = [HEADER.as_slice(), &place.bytes()].concat();
-        let sealed = self
-            .0
-            .encrypt(&nonce.into(), Payload { msg: plain, aad: &aad })
-            .map_err(|_| SealError::Form("the plaintext is too long"))?;
+        let sealed =
+            self.0.encrypt(&nonce.into(), Payload { msg: plain, aad: &aad }).map_err(|_| SealError::TooLong)?;
         Ok([HEADER.as_slice(), &nonce, &sealed].concat())
     }
 
