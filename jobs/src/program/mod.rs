@@ -3,6 +3,7 @@
 pub mod config;
 pub mod db;
 pub mod migrate;
+pub mod migrate_keys;
 pub mod scram;
 pub mod shutdown;
 pub mod soundness;

@@ -16,6 +16,10 @@ pub mod field;
 #[allow(clippy::missing_panics_doc, reason = "a panic is what a fuzz target says")]
 pub mod fuzzing;
 pub mod key;
+#[cfg(feature = "program")]
+pub mod keyring;
+#[cfg(feature = "program")]
+pub mod keystore;
 pub mod legacy;
 #[cfg(feature = "program")]
 pub mod placement;
@@ -37,6 +41,8 @@ use aes_gcm::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 pub use field::{Header, KeyScope, Purpose};
 pub use key::DataKey;
+#[cfg(feature = "program")]
+pub use keyring::{Keyring, KeyringError};
 use rand::Rng;
 pub use selfcheck::selfcheck;
 use zeroize::Zeroizing;
