@@ -2,7 +2,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use reeve_jobs::{
-    kinds::Kind, program::config::ConfigError, queue::window, redact::Redacted, seal::RootKey,
+    kinds::Kind,
+    program::config::ConfigError,
+    queue::window,
+    redact::Redacted,
+    seal::{RootKey, provider::KeyRef},
     tenant::databases::Limits,
 };
 use serde::Deserialize;
@@ -23,8 +27,13 @@ pub struct Config {
     pub database_url: Redacted<String>,
     /// Of role `reeve_ops`, or a member of it; for `reeve-worker endpoint` alone, which asks there for its way into a tenant.
     pub ops_database_url: Option<Redacted<String>>,
-    /// 32 bytes in base64; seals webhook secrets.
-    pub root_key: Redacted<String>,
+    /// The keystore's database, entered as `reeve_keyring`.
+    pub keystore_url: Redacted<String>,
+    /// The platform's first key, `env:NAME`, `file:/path`, `aws-kms:ARN` or `vault:MOUNT/KEY#VERSION`; of use where the keystore
+    /// has none yet.
+    pub platform_key: Option<String>,
+    /// 32 bytes in base64: what a release before the keystore sealed with. Opens, and seals nothing.
+    pub root_key: Option<Redacted<String>>,
     /// Redis; with it jobs that a scheduler holds out there are taken up without being looked for. It need not be there.
     pub redis_url: Option<Redacted<String>>,
     /// Unique among running workers; made from host and process when left out.
@@ -107,8 +116,11 @@ fn default_dedicated_idle_secs() -> u64 {
 impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let wrong = |what: String| Err(ConfigError::Wrong { place: "[worker]".to_owned(), what });
-        if let Err(error) = RootKey::from_base64(self.root_key.reveal()) {
+        if let Some(Err(error)) = self.root_key.as_ref().map(|text| RootKey::from_base64(text.reveal())) {
             return wrong(format!("root_key: {error}"));
+        }
+        if let Some(Err(error)) = self.platform_key.as_deref().map(str::parse::<KeyRef>) {
+            return wrong(format!("platform_key: {error}"));
         }
         if let Some(Err(error)) = self.redis_url.as_ref().map(|url| window::check_url("redis_url", url)) {
             return wrong(error.to_string());
@@ -198,7 +210,7 @@ mod tests {
 
     fn config(toml_slots: &[(&str, usize)], root_key: &str) -> Config {
         serde_json::from_value(serde_json::json!({
-            "database_url": "postgres://x", "root_key": root_key,
+            "database_url": "postgres://x", "keystore_url": "postgres://x", "root_key": root_key,
             "slots": toml_slots.iter().copied().collect::<BTreeMap<_, _>>(),
         }))
         .expect("a configuration")

@@ -1,7 +1,7 @@
 //! Everything a duty may touch. Built once by `main` and handed to each job; nothing is global.
 use std::sync::Arc;
 
-use reeve_jobs::{clock::SharedClock, seal::RootKey, tenant::Directory};
+use reeve_jobs::{clock::SharedClock, seal::Keyring, tenant::Directory};
 
 use crate::clients::http::{UrlPolicy, WebhookClient};
 
@@ -9,7 +9,7 @@ use crate::clients::http::{UrlPolicy, WebhookClient};
 #[derive(Debug, Clone)]
 pub struct Environment {
     pub directory: Directory,
-    pub root_key: RootKey,
+    pub keyring: Keyring,
     pub webhooks: WebhookClient,
     pub url_policy: Arc<UrlPolicy>,
     /// Ended deliveries are kept this long.
