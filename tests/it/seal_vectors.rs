@@ -366,3 +366,18 @@ fn the_legacy_vectors_are_what_their_script_makes() {
     }
     assert_eq!(made, kept);
 }
+
+/// Before anything else: without a database it says no more.
+#[test]
+fn a_worker_says_at_start_what_does_the_work() {
+    let output = Command::new(crate::support::program("reeve-worker"))
+        .env_remove("REEVE_CONFIG")
+        .env_remove("REEVE_LOG")
+        .env_remove("REEVE_WORKER__DATABASE_URL")
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let line = said.lines().find(|line| line.contains("sealing is checked")).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("AES by ") && line.contains("GHASH by "), "{line}");
+    assert!(!output.status.success(), "it started without a database");
+}

@@ -121,17 +121,20 @@ fn quiet_panics() {
 async fn run(cli: Cli) -> Result<()> {
     telemetry::start()?;
     let backend = seal::selfcheck()?;
+    let command = cli.command.unwrap_or(Command::Run);
+    if matches!(command, Command::Run) {
+        tracing::info!(%backend, "sealing is checked");
+    }
     let config: Config = config::load("worker", cli.config.as_deref())?;
     config.check()?;
     let pool = db::connect("worker.database_url", &config.database_url, "reeve-worker", config.connections_max).await?;
     migrate::check(&pool).await?;
     soundness::check(&pool, "reeve_worker").await?;
     let environment = environment(&config, &pool)?;
-    match cli.command.unwrap_or(Command::Run) {
+    match command {
         Command::Run => {
             region::prove(&pool, &config.region).await?;
             let fleet = config.fleet();
-            tracing::info!(%backend, "sealing is checked");
             tracing::info!(worker = fleet.name, region = &*fleet.region, queues = fleet.queues.len(), "worker started");
             let queue = WindowedQueue::new(PostgresQueue::new(pool.clone()), config.window());
             let directory = environment.directory.clone();
