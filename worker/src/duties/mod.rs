@@ -1,6 +1,7 @@
 //! The duties, and which of them does which kind of job. The match has no wildcard: a kind without a handler does not
 //! compile.
 pub mod probe;
+pub mod rekey;
 pub mod webhooks;
 
 use reeve_jobs::{
