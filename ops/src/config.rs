@@ -20,6 +20,9 @@ pub struct Config {
     database_url: Option<Redacted<String>>,
     /// Logs in as an administrator of the database; for `reeve migrate` alone.
     admin_database_url: Option<Redacted<String>>,
+    /// Logs in as an administrator of the keystore's database; for `reeve migrate` alone, which leaves the keystore as it is
+    /// where this is not set.
+    keystore_admin_url: Option<Redacted<String>>,
     /// 32 bytes in base64; signs checkpoints of the audit log. Not where the database's administrator could read it.
     audit_key: Option<Redacted<String>>,
     /// Logs in as a role that may read the app's tables; for `reeve catalogue`. Else the administrator's address is used.
@@ -44,6 +47,11 @@ impl Config {
 
     pub fn admin_database_url(&self) -> Result<&Redacted<String>, ConfigError> {
         self.admin_database_url.as_ref().ok_or_else(|| self.missing("admin_database_url"))
+    }
+
+    /// `None` when there is none.
+    pub fn keystore_admin_url(&self) -> Option<&Redacted<String>> {
+        self.keystore_admin_url.as_ref()
     }
 
     /// `None` when there is none.

@@ -199,13 +199,18 @@ async fn migrate(
     terminal: &mut Terminal<'_>,
 ) -> Result<Outcome, Failure> {
     let mut admin = connect("[ops] admin_database_url", config.admin_database_url()?).await?;
-    let migrated = service::migrate::run(&mut admin, arguments.app_context_setting.as_deref()).await?;
+    let mut migrated = service::migrate::run(&mut admin, arguments.app_context_setting.as_deref()).await?;
+    if let Some(url) = config.keystore_admin_url() {
+        let mut keystore = connect("[ops] keystore_admin_url", url).await?;
+        migrated.keystore = Some(service::migrate::run_keystore(&mut keystore).await?);
+    }
     show(cli, terminal, &migrated, |out, migrated| {
         if migrated.from == migrated.to {
             writeln!(out, "schema: already at {}", migrated.to)?;
         } else {
             writeln!(out, "schema: {} → {}", migrated.from, migrated.to)?;
         }
+        migrated.keystore.iter().try_for_each(|version| writeln!(out, "keystore: at {version}"))?;
         migrated.app_context_setting.iter().try_for_each(|setting| writeln!(out, "app context setting: {setting}"))
     })?;
     Ok(Outcome::Done)

@@ -22,13 +22,18 @@ async fn worker(env: &[(&str, &str)], args: &[&str]) -> (bool, String) {
 async fn a_wrong_configuration_is_refused_with_the_way_out() {
     let town = Town::new().await;
     let url = town.db.url("reeve_worker");
-    let (url, key) = (("REEVE_WORKER__DATABASE_URL", url.as_str()), ("REEVE_WORKER__ROOT_KEY", ROOT_KEY));
+    let keystore = town.keystore.url();
+    let (url, key) = (("REEVE_WORKER__DATABASE_URL", url.as_str()), ("REEVE_WORKER__KEYSTORE_URL", keystore.as_str()));
     for (env, says) in [
         (vec![key], "REEVE_WORKER__DATABASE_URL"),
-        (vec![url], "REEVE_WORKER__ROOT_KEY"),
+        (vec![url], "REEVE_WORKER__KEYSTORE_URL"),
         (vec![url, key, ("REEVE_WORKER__SLOT", "3")], "`slot` is not a key"),
         (vec![url, key, ("REEVE_WORKER__WEBHOOKS__LOOPBACK", "true")], "webhooks.loopback"),
-        (vec![url, ("REEVE_WORKER__ROOT_KEY", "c2hvcnQ=")], "openssl rand -base64 32"),
+        (vec![url, key, ("REEVE_WORKER__ROOT_KEY", "c2hvcnQ=")], "openssl rand -base64 32"),
+        (vec![url, key, ("REEVE_WORKER__PLATFORM_KEY", "s3:x")], "platform_key"),
+        (vec![url, ("REEVE_WORKER__KEYSTORE_URL", "mysql://x")], "worker.keystore_url is not a PostgreSQL URL"),
+        // The shared keystore's platform key is known, and its variable is not set.
+        (vec![url, key], "the environment variable is not set"),
         (vec![key, ("REEVE_WORKER__DATABASE_URL", "mysql://x")], "not a PostgreSQL URL"),
         (vec![key, ("REEVE_WORKER__DATABASE_URL", "postgres://x@127.0.0.1:9/x")], "is PostgreSQL running"),
     ] {
@@ -45,7 +50,8 @@ async fn a_database_behind_the_program_is_refused() {
     let town = Town::new().await; // makes the roles
     let db = TestDatabase::empty().await;
     let url = db.url("reeve_worker");
-    let env = [("REEVE_WORKER__DATABASE_URL", url.as_str()), ("REEVE_WORKER__ROOT_KEY", ROOT_KEY)];
+    let keystore = town.keystore.url();
+    let env = [("REEVE_WORKER__DATABASE_URL", url.as_str()), ("REEVE_WORKER__KEYSTORE_URL", keystore.as_str())];
     let (succeeded, said) = worker(&env, &[]).await;
     assert!(!succeeded && said.contains("no Reeve schema yet; run `reeve migrate`"), "{said}");
     let mut admin = PgConnection::connect_with(db.admin_options()).await.expect("admin");
@@ -61,9 +67,11 @@ async fn an_endpoint_on_a_private_address_or_with_a_bad_secret_is_refused() {
     let town = Town::new().await;
     let url = town.db.url("reeve_worker");
     let ops = town.db.url("reeve_ops");
+    let keystore = town.keystore.url();
     let env = [
         ("REEVE_WORKER__DATABASE_URL", url.as_str()),
-        ("REEVE_WORKER__ROOT_KEY", ROOT_KEY),
+        ("REEVE_WORKER__KEYSTORE_URL", keystore.as_str()),
+        ("REEVE_TEST_ROOT_KEY", ROOT_KEY),
         ("REEVE_WORKER__OPS_DATABASE_URL", ops.as_str()),
     ];
     let add = ["endpoint", "add", "--tenant", "a", "--url"];

@@ -7,10 +7,10 @@ use std::{
     process::{ExitStatus, Output, Stdio},
 };
 
-use reeve_jobs::testing::TestDatabase;
+use reeve_jobs::testing::{TestDatabase, TestKeystore};
 use sqlx::Executor;
 
-use crate::support::{ROOT_KEY, program};
+use crate::support::program;
 
 const PROGRAMS: [(&str, &str); 3] =
     [("reeve-worker", "reeve_worker"), ("reeve-scheduler", "reeve_scheduler"), ("reeve", "reeve_ops")];
@@ -22,7 +22,7 @@ async fn run(db: &TestDatabase, name: &str, url: &str) -> Output {
         .env_remove("REEVE_CONFIG")
         .env("REEVE_WORKER__DATABASE_URL", url)
         .env("REEVE_WORKER__OPS_DATABASE_URL", db.url("reeve_ops"))
-        .env("REEVE_WORKER__ROOT_KEY", ROOT_KEY)
+        .envs(TestKeystore::shared().await.env())
         .env("REEVE_WORKER__WEBHOOKS__LOOPBACK_ALLOWED", "true")
         .env("REEVE_WORKER__WEBHOOKS__HTTP_ALLOWED", "true")
         .env("REEVE_SCHEDULER__DATABASE_URL", url)

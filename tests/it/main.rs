@@ -38,6 +38,7 @@ mod redis_places;
 mod redis_queue;
 mod redis_servers;
 mod regions;
+mod rekey;
 mod schedulers;
 mod schema;
 mod scope;

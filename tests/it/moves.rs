@@ -15,7 +15,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::{
     placements::{Estate, WHO, marked, marks},
-    support::{ROOT_KEY, program, until},
+    support::{program, until},
 };
 
 fn refused<T: std::fmt::Debug>(result: sqlx::Result<T>) -> (String, String) {
@@ -44,7 +44,7 @@ async fn a_moving_tenants_jobs_wait_and_run_afterwards_at_the_new_place() {
     assert_eq!(estate.job(waits).await.0, "available");
     let url = &reeve_jobs::redact::Redacted::new(own.url("reeve_worker"));
     let new = reeve_worker::placement::NewPlacement { tenant: a, region: "default", url };
-    reeve_worker::placement::set(&estate.ops, &crate::placements::key(), &new, WHO).await.expect("placed");
+    reeve_worker::placement::set(&estate.ops, &estate.town.keystore.keyring(), &new, WHO).await.expect("placed");
     let job = estate.probe(b).await;
     until("b's is done", async || estate.job(job).await.0 == "completed").await;
     assert_eq!(estate.job(waits).await.0, "available", "placed, and still moving");
@@ -245,7 +245,7 @@ async fn run(name: &str, estate: &Estate, env: &[(&str, &str)], args: &[&str]) -
         .env("REEVE_OPS__DATABASE_URL", estate.town.db.url("reeve_ops"))
         .env("REEVE_WORKER__DATABASE_URL", estate.town.db.url("reeve_worker"))
         .env("REEVE_WORKER__OPS_DATABASE_URL", estate.town.db.url("reeve_ops"))
-        .env("REEVE_WORKER__ROOT_KEY", ROOT_KEY)
+        .envs(estate.town.keystore.env())
         .envs(env.iter().copied())
         .stdin(Stdio::null())
         .kill_on_drop(true)

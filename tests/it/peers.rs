@@ -120,7 +120,7 @@ async fn register(town: &Town, url: &str, secret: &SigningSecret) -> Uuid {
     let env = town.environment();
     let new = NewEndpoint { url, event_types: &[], secret };
     let mut scope = town.scope(&town.a).await;
-    let id = endpoints::register(&mut scope, &env.root_key, &env.url_policy, &new, "test").await.expect("registered");
+    let id = endpoints::register(&mut scope, &env.keyring, &env.url_policy, &new, "test").await.expect("registered");
     scope.commit().await.expect("committed");
     id
 }
@@ -209,7 +209,7 @@ async fn either_secret_is_accepted_while_a_rotation_overlaps_and_the_old_one_ref
     for url in [&not_yet_changed.url, &changed.url] {
         let endpoint = register(&town, url, &old).await;
         let mut scope = town.scope(&town.a).await;
-        endpoints::rotate(&mut scope, &env.root_key, endpoint, &new, 24, "test").await.expect("rotated");
+        endpoints::rotate(&mut scope, &env.keyring, endpoint, &new, 24, "test").await.expect("rotated");
         scope.commit().await.expect("committed");
     }
     let fleet = fleet(&town);

@@ -20,7 +20,7 @@ use sqlx::Executor;
 
 use crate::{
     placements::{Estate, WHO, marks},
-    support::{ROOT_KEY, program, until},
+    support::{program, until},
 };
 
 /// Starts the worker, which must refuse, and returns what it said.
@@ -28,7 +28,7 @@ async fn refused_at_start(url: &str, region: &str) -> String {
     let run = tokio::process::Command::new(program("reeve-worker"))
         .env_remove("REEVE_CONFIG")
         .env("REEVE_WORKER__DATABASE_URL", url)
-        .env("REEVE_WORKER__ROOT_KEY", ROOT_KEY)
+        .envs(reeve_jobs::testing::TestKeystore::shared().await.env())
         .env("REEVE_WORKER__REGION", region)
         .stdin(Stdio::null())
         .kill_on_drop(true)

@@ -17,9 +17,8 @@ use reeve_jobs::{
     clock::SystemClock,
     job::JobId,
     queue::{PostgresQueue, Queue},
-    seal::RootKey,
     tenant::{Directory, Scope},
-    testing::TestDatabase,
+    testing::{TestDatabase, TestKeystore},
 };
 use reeve_worker::{
     clients::{
@@ -28,6 +27,7 @@ use reeve_worker::{
     },
     duties::{
         Duties,
+        rekey::sweep::Settings,
         webhooks::{
             endpoints::{self, NewEndpoint},
             sign::SigningSecret,
@@ -41,13 +41,14 @@ use tokio::{net::TcpListener, process::Child};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub const ROOT_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+pub use reeve_jobs::testing::keystore::ROOT_KEY;
 
 /// A migrated database with two tenants, `a` and `b`, and the pools of the roles that programs and apps use.
 pub struct Town {
     pub db: TestDatabase,
     pub app: PgPool,
     pub worker: PgPool,
+    pub keystore: TestKeystore,
     pub a: TenantId,
     pub b: TenantId,
 }
@@ -61,7 +62,7 @@ impl Town {
         reeve_jobs::program::install_tls_provider();
         let (app, worker) = (db.pool("reeve_app").await, db.pool("reeve_worker").await);
         let (a, b) = (db.tenant("a").await, db.tenant("b").await);
-        Self { db, app, worker, a, b }
+        Self { db, app, worker, keystore: TestKeystore::shared().await, a, b }
     }
 
     pub fn directory(&self) -> Directory {
@@ -73,10 +74,12 @@ impl Town {
         let address = AddressPolicy { loopback_allowed: true };
         Environment {
             directory: self.directory(),
-            root_key: RootKey::from_base64(ROOT_KEY).expect("32 bytes"),
+            keyring: self.keystore.keyring(),
             webhooks: WebhookClient::new(HttpPolicy { address, ..HttpPolicy::default() }).expect("a client"),
             url_policy: Arc::new(UrlPolicy { http_allowed: true, address, ..UrlPolicy::default() }),
             webhook_keep_days: 30,
+            catalogue: Arc::new(reeve_jobs::catalogue::load::own().expect("Reeve's own catalogue")),
+            rekey: Settings { writers_learn: Duration::ZERO, ..Settings::default() },
             clock: Arc::new(SystemClock),
         }
     }
@@ -105,7 +108,7 @@ impl Town {
         let mut scope = self.scope(tenant).await;
         let new = NewEndpoint { url, event_types: &[], secret: &secret };
         let id =
-            endpoints::register(&mut scope, &env.root_key, &env.url_policy, &new, "test").await.expect("registered");
+            endpoints::register(&mut scope, &env.keyring, &env.url_policy, &new, "test").await.expect("registered");
         scope.commit().await.expect("committed");
         (id, secret.reveal().to_string())
     }
@@ -148,7 +151,7 @@ impl Town {
     pub fn worker_program_with(&self, env: &[(&str, &str)]) -> Child {
         tokio::process::Command::new(program("reeve-worker"))
             .env("REEVE_WORKER__DATABASE_URL", self.db.url("reeve_worker"))
-            .env("REEVE_WORKER__ROOT_KEY", ROOT_KEY)
+            .envs(self.keystore.env())
             .env("REEVE_WORKER__WEBHOOKS__HTTP_ALLOWED", "true")
             .env("REEVE_WORKER__WEBHOOKS__LOOPBACK_ALLOWED", "true")
             .envs(env.iter().copied())

@@ -1,8 +1,16 @@
 //! The worker's section of the configuration: `[worker]`.
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use reeve_jobs::{
-    kinds::Kind, program::config::ConfigError, queue::window, redact::Redacted, seal::RootKey,
+    catalogue::{
+        Catalogue,
+        load::{self, LoadError},
+    },
+    kinds::Kind,
+    program::config::ConfigError,
+    queue::window,
+    redact::Redacted,
+    seal::{RootKey, provider::KeyRef},
     tenant::databases::Limits,
 };
 use serde::Deserialize;
@@ -13,6 +21,7 @@ use crate::{
         http::{HttpPolicy, UrlPolicy},
         kms::KmsSettings,
     },
+    duties::rekey::{pace::Pace, sweep},
     runtime::{FleetConfig, fleet::Slots},
 };
 
@@ -23,8 +32,13 @@ pub struct Config {
     pub database_url: Redacted<String>,
     /// Of role `reeve_ops`, or a member of it; for `reeve-worker endpoint` alone, which asks there for its way into a tenant.
     pub ops_database_url: Option<Redacted<String>>,
-    /// 32 bytes in base64; seals webhook secrets.
-    pub root_key: Redacted<String>,
+    /// The keystore's database, entered as `reeve_keyring`.
+    pub keystore_url: Redacted<String>,
+    /// The platform's first key, `env:NAME`, `file:/path`, `aws-kms:ARN` or `vault:MOUNT/KEY#VERSION`; of use where the keystore
+    /// has none yet.
+    pub platform_key: Option<String>,
+    /// 32 bytes in base64: what a release before the keystore sealed with. Opens, and seals nothing.
+    pub root_key: Option<Redacted<String>>,
     /// Redis; with it jobs that a scheduler holds out there are taken up without being looked for. It need not be there.
     pub redis_url: Option<Redacted<String>>,
     /// Unique among running workers; made from host and process when left out.
@@ -54,6 +68,10 @@ pub struct Config {
     pub dedicated_idle_secs: u64,
     #[serde(default)]
     pub webhooks: Webhooks,
+    /// The app's `catalogue.toml`; where none is named, Reeve's own tables alone are known.
+    pub catalogue: Option<PathBuf>,
+    #[serde(default)]
+    pub rekey: Rekey,
     /// How the keepers of the platform's keys are reached.
     #[serde(default)]
     pub kms: KmsSettings,
@@ -73,6 +91,33 @@ pub struct Webhooks {
 impl Default for Webhooks {
     fn default() -> Self {
         Self { http_allowed: false, loopback_allowed: false, timeout_secs: 15, keep_days: 30 }
+    }
+}
+
+/// How fast values are brought under a new key.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rekey {
+    /// Rows of one transaction, at most.
+    pub batch: u16,
+    /// 0: as many as there are.
+    pub rows_per_sec_max: u32,
+    /// Replicas may be so far behind, where the worker's login is shown that.
+    pub lag_secs_max: u16,
+}
+
+impl Default for Rekey {
+    fn default() -> Self {
+        Self { batch: 500, rows_per_sec_max: 0, lag_secs_max: 2 }
+    }
+}
+
+impl Rekey {
+    pub fn settings(&self) -> sweep::Settings {
+        let rows_per_sec_max = Some(self.rows_per_sec_max).filter(|rate| *rate > 0);
+        let lag_max = Duration::from_secs(self.lag_secs_max.into());
+        let pace = Pace { rows_per_sec_max, lag_max, ..Pace::default() };
+        sweep::Settings { batch: self.batch.into(), pace, ..sweep::Settings::default() }
     }
 }
 
@@ -107,8 +152,11 @@ fn default_dedicated_idle_secs() -> u64 {
 impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let wrong = |what: String| Err(ConfigError::Wrong { place: "[worker]".to_owned(), what });
-        if let Err(error) = RootKey::from_base64(self.root_key.reveal()) {
+        if let Some(Err(error)) = self.root_key.as_ref().map(|text| RootKey::from_base64(text.reveal())) {
             return wrong(format!("root_key: {error}"));
+        }
+        if let Some(Err(error)) = self.platform_key.as_deref().map(str::parse::<KeyRef>) {
+            return wrong(format!("platform_key: {error}"));
         }
         if let Some(Err(error)) = self.redis_url.as_ref().map(|url| window::check_url("redis_url", url)) {
             return wrong(error.to_string());
@@ -125,6 +173,9 @@ impl Config {
         if !(6..=timeout_secs_max).contains(&self.webhooks.timeout_secs) {
             let found = self.webhooks.timeout_secs;
             return wrong(format!("webhooks.timeout_secs: {found} is not between 6 and {timeout_secs_max}"));
+        }
+        if !(1..=10_000).contains(&self.rekey.batch) {
+            return wrong(format!("rekey.batch: {} is not between 1 and 10000", self.rekey.batch));
         }
         if self.connections_max < 4 {
             return wrong("connections_max: at least 4, for claiming, renewing, settling and listening".to_owned());
@@ -153,6 +204,11 @@ impl Config {
             poll: Duration::from_millis(self.poll_ms),
             grace: Duration::from_secs(self.grace_secs),
         }
+    }
+
+    /// The app's catalogue with Reeve's own in it.
+    pub fn catalogue(&self) -> Result<Catalogue, LoadError> {
+        self.catalogue.as_deref().map_or_else(load::own, load::merged)
     }
 
     /// The way to the window; `None` where no Redis is configured.
@@ -198,7 +254,7 @@ mod tests {
 
     fn config(toml_slots: &[(&str, usize)], root_key: &str) -> Config {
         serde_json::from_value(serde_json::json!({
-            "database_url": "postgres://x", "root_key": root_key,
+            "database_url": "postgres://x", "keystore_url": "postgres://x", "root_key": root_key,
             "slots": toml_slots.iter().copied().collect::<BTreeMap<_, _>>(),
         }))
         .expect("a configuration")

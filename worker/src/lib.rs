@@ -6,5 +6,6 @@ pub mod clients;
 pub mod config;
 pub mod duties;
 pub mod environment;
+pub mod keys;
 pub mod placement;
 pub mod runtime;

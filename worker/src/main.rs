@@ -24,6 +24,7 @@ use reeve_worker::{
         },
     },
     environment::Environment,
+    keys,
     placement::{self, NewPlacement},
     runtime::Fleet,
 };
@@ -130,7 +131,7 @@ async fn run(cli: Cli) -> Result<()> {
     let pool = db::connect("worker.database_url", &config.database_url, "reeve-worker", config.connections_max).await?;
     migrate::check(&pool).await?;
     soundness::check(&pool, "reeve_worker").await?;
-    let environment = environment(&config, &pool)?;
+    let environment = environment(&config, &pool).await?;
     match command {
         Command::Run => {
             region::prove(&pool, &config.region).await?;
@@ -138,8 +139,10 @@ async fn run(cli: Cli) -> Result<()> {
             tracing::info!(worker = fleet.name, region = &*fleet.region, queues = fleet.queues.len(), "worker started");
             let queue = WindowedQueue::new(PostgresQueue::new(pool.clone()), config.window());
             let directory = environment.directory.clone();
+            let rereading = tokio::spawn(reread_keys(environment.keyring.clone()));
             let fleet = Fleet { config: fleet, queue, pool, directory, handler: Duties { environment } };
             fleet.run(shutdown::signal()).await?;
+            rereading.abort();
             tracing::info!("worker stopped; all settled or given back");
             Ok(())
         }
@@ -148,15 +151,29 @@ async fn run(cli: Cli) -> Result<()> {
     }
 }
 
-fn environment(config: &Config, pool: &PgPool) -> Result<Environment> {
-    let root_key = RootKey::from_base64(config.root_key.reveal())?;
-    let dedicated = Databases::new(config.dedicated_limits(), Arc::new(root_key.clone()));
+/// On SIGHUP, keys in files are read again. One that is not what it was is refused from then on.
+async fn reread_keys(keyring: Keyring) -> std::io::Result<()> {
+    let mut hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
+    while hangups.recv().await.is_some() {
+        match keyring.reload().await {
+            Ok(()) => tracing::info!("the platform's keys were read again"),
+            Err(error) => tracing::error!(%error, "the platform's keys could not be read again"),
+        }
+    }
+    Ok(())
+}
+
+async fn environment(config: &Config, pool: &PgPool) -> Result<Environment> {
+    let keyring = keys::open(config, pool).await?;
+    let dedicated = Databases::new(config.dedicated_limits(), Arc::new(keyring.clone()));
     Ok(Environment {
         directory: Directory::new(pool.clone()).with_dedicated(dedicated),
-        root_key,
+        keyring,
         webhooks: WebhookClient::new(config.http_policy())?,
         url_policy: Arc::new(config.url_policy()),
         webhook_keep_days: config.webhooks.keep_days,
+        catalogue: Arc::new(config.catalogue()?),
+        rekey: config.rekey.settings(),
         clock: Arc::new(SystemClock),
     })
 }
@@ -168,11 +185,11 @@ async fn place(config: &Config, env: &Environment, command: PlacementCommand) ->
         PlacementCommand::Set { tenant, region, reason } => {
             let Ok(url) = std::env::var("REEVE_PLACEMENT_URL") else { bail!("REEVE_PLACEMENT_URL is not set") };
             let new = NewPlacement { tenant: &tenant, region: &region, url: &Redacted::new(url) };
-            let epoch = placement::set(&ops, &env.root_key, &new, Act { actor: &actor, reason: &reason }).await?;
+            let epoch = placement::set(&ops, &env.keyring, &new, Act { actor: &actor, reason: &reason }).await?;
             serde_json::json!({"tenant": tenant, "region": region, "epoch": epoch})
         }
         PlacementCommand::Check { tenant } => {
-            let epoch = placement::check(&env.directory, &ops, &env.root_key, &tenant, &actor).await?;
+            let epoch = placement::check(&env.directory, &ops, &env.keyring, &tenant, &actor).await?;
             serde_json::json!({"tenant": tenant, "epoch": epoch, "ok": true})
         }
     };
@@ -200,13 +217,13 @@ async fn endpoint(config: &Config, env: &Environment, command: EndpointCommand) 
             let secret = if secret_from_env { given_secret()? } else { made };
             let mut scope = open(config, env, tenant, &actor, "register a webhook endpoint").await?;
             let new = NewEndpoint { url: &url, event_types: &event_types, secret: &secret };
-            let id = endpoints::register(&mut scope, &env.root_key, &env.url_policy, &new, &actor).await?;
+            let id = endpoints::register(&mut scope, &env.keyring, &env.url_policy, &new, &actor).await?;
             scope.commit().await?;
             serde_json::json!({"id": id, "version": 1, "secret": secret.reveal().as_str()})
         }
         EndpointCommand::RotateSecret { tenant, id, overlap_hours } => {
             let mut scope = open(config, env, tenant, &actor, "rotate a webhook endpoint's secret").await?;
-            let version = endpoints::rotate(&mut scope, &env.root_key, id, &made, overlap_hours, &actor).await?;
+            let version = endpoints::rotate(&mut scope, &env.keyring, id, &made, overlap_hours, &actor).await?;
             scope.commit().await?;
             serde_json::json!({"id": id, "version": version, "secret": made.reveal().as_str()})
         }

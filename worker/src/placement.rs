@@ -1,4 +1,4 @@
-//! Placing a tenant in a database of its own: what takes the root key, and so cannot be the console's work.
+//! Placing a tenant in a database of its own: what takes the tenant's key, and so cannot be the console's work.
 //!
 //! ```text
 //!   URL ──► connect ──► is it prepared for this tenant, region and epoch? ──► seal ──► reeve.place_tenant
@@ -13,10 +13,10 @@ use reeve_jobs::{
     program::{db, migrate, migrate::MigrateError},
     queue::operate::Act,
     redact::Redacted,
-    seal::{RootKey, SealError, placement::seal_url},
+    seal::{Keyring, KeyringError, placement::seal_url},
     tenant::{
         Directory, DirectoryError, Placement,
-        databases::{Dedicated, OpenUrl},
+        databases::{Dedicated, NotOpened, OpenUrl},
         identity::{self, Facts},
         placements::{self, Placed},
     },
@@ -36,8 +36,10 @@ pub enum PlacementError {
     Shared(TenantId),
     #[error("REEVE_PLACEMENT_URL is not a PostgreSQL URL (postgres://user:password@host:port/database)")]
     Url,
-    #[error("the placement of tenant \"{0}\" does not open: sealed under another root key, or moved from its place")]
+    #[error("the placement of tenant \"{0}\" does not open: sealed under another key, or moved from its place")]
     Sealed(TenantId),
+    #[error("the key to the placement of tenant \"{0}\" cannot be had now ({1}); try again")]
+    Away(TenantId, &'static str),
     #[error("cannot connect to the tenant's database: {0}")]
     Connect(sqlx::Error),
     #[error("the tenant's database did not answer within {} s", CONNECT_WITHIN.as_secs())]
@@ -50,7 +52,7 @@ pub enum PlacementError {
     #[error("refused, and audited: {0}")]
     Mismatch(String),
     #[error(transparent)]
-    Seal(#[from] SealError),
+    Key(#[from] KeyringError),
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     #[error("{0}")]
@@ -66,14 +68,14 @@ pub struct NewPlacement<'a> {
 }
 
 /// Places a moving tenant. `ops` logs in to the control database as `reeve_ops`. Returns the epoch.
-pub async fn set(ops: &PgPool, key: &RootKey, new: &NewPlacement<'_>, act: Act<'_>) -> Result<i32, PlacementError> {
+pub async fn set(ops: &PgPool, keyring: &Keyring, new: &NewPlacement<'_>, act: Act<'_>) -> Result<i32, PlacementError> {
     let NewPlacement { tenant, region, url } = *new;
     let found = placements::find(ops, tenant).await?.ok_or_else(|| PlacementError::Unknown(tenant.clone()))?;
     let Placed { moving: true, epoch, .. } = found else { return Err(PlacementError::NotMoving(tenant.clone())) };
     let epoch = epoch + 1;
     let judged = ask(url, tenant, region).await.and_then(|facts| judge(&facts, tenant, region, epoch));
     audited(ops, tenant, act.actor, judged).await?;
-    let sealed = seal_url(key, tenant, epoch, url, &mut rand::rng())?;
+    let sealed = seal_url(keyring, tenant, epoch, url).await?;
     placements::place(ops, tenant, &sealed, region, epoch, act).await?;
     Ok(epoch)
 }
@@ -82,7 +84,7 @@ pub async fn set(ops: &PgPool, key: &RootKey, new: &NewPlacement<'_>, act: Act<'
 pub async fn check(
     directory: &Directory,
     ops: &PgPool,
-    key: &RootKey,
+    keyring: &Keyring,
     tenant: &TenantId,
     actor: &str,
 ) -> Result<i32, PlacementError> {
@@ -91,7 +93,10 @@ pub async fn check(
         return Err(PlacementError::Shared(tenant.clone()));
     };
     let placement = Dedicated { tenant: tenant.clone(), epoch, url_sealed };
-    let url = key.open_url(&placement).ok_or_else(|| PlacementError::Sealed(tenant.clone()))?;
+    let url = keyring.open_url(&placement).await.map_err(|why| match why {
+        NotOpened::Sealed => PlacementError::Sealed(tenant.clone()),
+        NotOpened::Away(where_from) => PlacementError::Away(tenant.clone(), where_from),
+    })?;
     let judged = ask(&url, tenant, &entry.region).await.and_then(|facts| judge(&facts, tenant, &entry.region, epoch));
     audited(ops, tenant, actor, judged).await?;
     Ok(epoch)

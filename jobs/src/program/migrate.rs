@@ -39,6 +39,7 @@ const FILES: &[(i64, &str, &str)] = &[
     (27, "plans", include_str!("../../../migrations/0027_plans.sql")),
     (28, "directory", include_str!("../../../migrations/0028_directory.sql")),
     (29, "claim_marks", include_str!("../../../migrations/0029_claim_marks.sql")),
+    (30, "keys", include_str!("../../../migrations/0030_keys.sql")),
     (31, "rekey", include_str!("../../../migrations/0031_rekey.sql")),
 ];
 

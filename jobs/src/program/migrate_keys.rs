@@ -42,6 +42,15 @@ async fn found(admin: &mut PgConnection) -> sqlx::Result<Option<i64>> {
         .await
 }
 
+/// Tells one set of migrations from another.
+#[cfg(feature = "testing")]
+pub fn fingerprint() -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    FILES.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Refuses a keystore that is not at this build's version.
 pub async fn check(keystore: &PgPool) -> Result<(), MigrateError> {
     let made: bool = sqlx::query_scalar("-- migrate_keys.exists\nSELECT to_regproc('keys.schema_version') IS NOT NULL")

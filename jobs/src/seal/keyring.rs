@@ -30,7 +30,7 @@ use zeroize::Zeroizing;
 use super::{
     DataKey, Header, KeyScope, Place, Purpose, RootKey, SealError, field,
     keystore::{DestroyedKey, KeyState, Keystore, PlatformKey, PlatformState, WrappedKey},
-    provider::{Answer, InvalidKeyRef, KeyProvider, KeyRef, ProviderError, WrapContext, wrap_proven},
+    provider::{Answer, InvalidKeyRef, KeyProvider, KeyRef, ProviderError, WrapContext, rewrap_proven, wrap_proven},
 };
 use crate::tenant::TenantId;
 
@@ -397,6 +397,16 @@ impl Keyring {
         let key = Arc::new(TenantKey::new(version, provider.unwrap(context, wrapped).await?));
         self.keep(id, key.clone());
         Ok(key)
+    }
+
+    /// Wraps a key anew, by a platform version. False where somebody else did meanwhile, or it was destroyed.
+    pub async fn rewrap(&self, key: &WrappedKey, platform_version: u32) -> Result<bool, KeyringError> {
+        let tenant: TenantId = key.tenant.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        let Some(wrapped) = &key.wrapped else { return Ok(false) };
+        let (old, new) = (self.platform(key.platform_version).await?, self.platform(platform_version).await?);
+        let context = WrapContext { tenant: &tenant, version: key.version, region: &key.region };
+        let rewrapped = rewrap_proven(&*new, &*old, context, wrapped).await?;
+        Ok(self.0.store.rewrap(key, platform_version, &rewrapped).await?)
     }
 
     fn keep(&self, id: (TenantId, u32), key: Arc<TenantKey>) {

@@ -104,6 +104,15 @@ fn wrapped_key(row: &PgRow) -> sqlx::Result<WrappedKey> {
     })
 }
 
+fn destroyed_key(row: &PgRow) -> sqlx::Result<DestroyedKey> {
+    Ok(DestroyedKey {
+        tenant: row.try_get("tenant_id")?,
+        version: unsigned(row, "version")?,
+        actor: row.try_get("actor")?,
+        reason: row.try_get("reason")?,
+    })
+}
+
 impl Keystore {
     pub fn new(pool: PgPool) -> Self {
         Self { pool }
@@ -241,15 +250,26 @@ impl Keystore {
         let rows = sqlx::query("-- keystore.ledger\nSELECT tenant_id, version, actor, reason FROM keys.ledger()")
             .fetch_all(&self.pool)
             .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(DestroyedKey {
-                    tenant: row.try_get("tenant_id")?,
-                    version: unsigned(row, "version")?,
-                    actor: row.try_get("actor")?,
-                    reason: row.try_get("reason")?,
-                })
-            })
-            .collect()
+        rows.iter().map(destroyed_key).collect()
     }
+}
+
+/// The control database's ledger of destroyed keys, read by a worker's login.
+pub async fn control_ledger(control: &PgPool) -> sqlx::Result<Vec<DestroyedKey>> {
+    let rows =
+        sqlx::query("-- keystore.control_ledger\nSELECT tenant_id, version, actor, reason FROM reeve.destroyed_keys()")
+            .fetch_all(control)
+            .await?;
+    rows.iter().map(destroyed_key).collect()
+}
+
+/// Writes into it what is missing there, each with an audit entry.
+pub async fn record_destroyed(control: &PgPool, keys: &[DestroyedKey]) -> sqlx::Result<i32> {
+    sqlx::query_scalar("-- keystore.record_destroyed\nSELECT reeve.record_destroyed($1, $2, $3, $4)")
+        .bind(keys.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| signed(key.version)).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.actor.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.reason.as_str()).collect::<Vec<_>>())
+        .fetch_one(control)
+        .await
 }

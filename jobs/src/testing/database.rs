@@ -16,7 +16,7 @@ use crate::{
 /// Set by `./ops/test mutants`: the migrations are read from this directory, and the cluster is its mutant's alone.
 const MIGRATIONS: &str = "REEVE_TEST_MIGRATIONS";
 /// Roles are shared by the whole cluster; tests log in to them with this password.
-const PASSWORD: &str = "test";
+pub(super) const PASSWORD: &str = "test";
 const ROLES: [&str; 4] = ["reeve_app", "reeve_worker", "reeve_scheduler", "reeve_ops"];
 
 /// See the module's head.
@@ -28,7 +28,7 @@ pub struct TestDatabase {
     pub admin: PgPool,
 }
 
-fn cluster() -> PgConnectOptions {
+pub(super) fn cluster() -> PgConnectOptions {
     let url = std::env::var("REEVE_TEST_ADMIN_URL").unwrap_or_else(|_| {
         panic!("REEVE_TEST_ADMIN_URL is not set: run `./ops/test`, or `reeve-dev test-cluster -- cargo nextest run`")
     });
@@ -81,16 +81,7 @@ impl TestDatabase {
 
     /// The URL of a program role, as it would stand in a configuration.
     pub fn url(&self, role: &str) -> String {
-        let o = &self.admin_options;
-        match o.get_socket() {
-            Some(dir) => format!(
-                "postgres://{role}:{PASSWORD}@localhost:{}/{}?host={}",
-                o.get_port(),
-                self.name,
-                dir.display().to_string().replace('/', "%2F")
-            ),
-            None => format!("postgres://{role}:{PASSWORD}@{}:{}/{}", o.get_host(), o.get_port(), self.name),
-        }
+        url_of(&self.admin_options, role, &self.name)
     }
 
     /// The superuser's URL of this database.
@@ -156,6 +147,18 @@ impl TestDatabase {
         self.admin.close().await;
         let mut admin = PgConnection::connect_with(&cluster()).await.expect("the test cluster answers");
         execute(&mut admin, format!("DROP DATABASE {} WITH (FORCE)", self.name)).await;
+    }
+}
+
+/// The URL of a role with the tests' password in a database of this server.
+pub(super) fn url_of(server: &PgConnectOptions, role: &str, database: &str) -> String {
+    let port = server.get_port();
+    match server.get_socket() {
+        Some(dir) => {
+            let dir = dir.display().to_string().replace('/', "%2F");
+            format!("postgres://{role}:{PASSWORD}@localhost:{port}/{database}?host={dir}")
+        }
+        None => format!("postgres://{role}:{PASSWORD}@{}:{port}/{database}", server.get_host()),
     }
 }
 

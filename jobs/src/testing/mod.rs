@@ -11,6 +11,8 @@ pub mod database;
 pub mod drain;
 pub mod enqueued;
 pub mod inline;
+#[cfg(feature = "seal")]
+pub mod keystore;
 pub mod queue_suite;
 
 pub use crate::clock::ManualClock;
@@ -18,6 +20,8 @@ pub use database::TestDatabase;
 pub use drain::{Drain, Drained};
 pub use enqueued::enqueued;
 pub use inline::inline;
+#[cfg(feature = "seal")]
+pub use keystore::TestKeystore;
 pub use serde_json::json;
 
 /// Runs a future to its end on a runtime of its own: for tests and examples without an async test macro.

@@ -52,7 +52,10 @@ pub struct Secrets {
     pub scheduler_password: String,
     /// Password of the role `reeve_ops`.
     pub ops_password: String,
-    /// 32 random bytes in base64: the key that seals all others.
+    /// Password of the role `reeve_keyring`. Stacks of earlier releases have none yet.
+    #[serde(default = "password")]
+    pub keyring_password: String,
+    /// 32 random bytes in base64: the platform's key, which wraps all others.
     pub root_key: String,
     /// Redis' one password.
     pub redis_password: String,
@@ -71,6 +74,7 @@ impl Secrets {
             worker_password: random_text(32),
             scheduler_password: random_text(32),
             ops_password: random_text(32),
+            keyring_password: password(),
             root_key: STANDARD.encode(rand::random::<[u8; 32]>()),
             redis_password: random_text(32),
             s3_access_key: random_text(20).to_uppercase(),
@@ -105,6 +109,10 @@ impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secrets(redacted)")
     }
+}
+
+fn password() -> String {
+    random_text(32)
 }
 
 /// Random ASCII letters and digits, from the generator that is fit for secrets.

@@ -26,7 +26,10 @@ use crate::secrets::{Secrets, SecretsError, random_text};
 
 /// The database all of Reeve lives in.
 pub const DATABASE: &str = "reeve";
+/// The database of the keystore, of which no backup of the other has anything.
+pub const KEYSTORE: &str = "reeve_keys";
 /// The file with the addresses, for `source`.
+const PLATFORM_KEY_FILE: &str = "platform.key";
 pub const ENV_FILE: &str = "env";
 
 /// Why the stack did not start or stop; each message says what to do.
@@ -97,6 +100,9 @@ impl Stack {
         })
         .await?;
         postgres.create_database(DATABASE).await?;
+        postgres.create_database(KEYSTORE).await?;
+        let platform_key = dir.join(PLATFORM_KEY_FILE);
+        files::write_private(&platform_key, secrets.root_key.as_bytes()).map_err(failed(&platform_key))?;
         let redis = Redis::start(&dir.join("redis"), &logs.join("redis.log"), &secrets.redis_password).await?;
         let window_password = random_text(32);
         redis.set_users(window::USERS, &window_password).await?;
@@ -122,10 +128,14 @@ impl Stack {
         let window = |user| self.redis.url_of(user, &self.window_password);
         [
             ("REEVE_OPS__ADMIN_DATABASE_URL", self.postgres.admin_url(DATABASE)),
+            ("REEVE_OPS__KEYSTORE_ADMIN_URL", self.postgres.admin_url(KEYSTORE)),
             ("REEVE_OPS__DATABASE_URL", role("reeve_ops", &secrets.ops_password)),
             ("REEVE_OPS__REDIS_URL", window("reeve_window_worker")),
             ("REEVE_WORKER__DATABASE_URL", role("reeve_worker", &secrets.worker_password)),
             ("REEVE_WORKER__OPS_DATABASE_URL", role("reeve_ops", &secrets.ops_password)),
+            ("REEVE_WORKER__KEYSTORE_URL", self.postgres.url("reeve_keyring", &secrets.keyring_password, KEYSTORE)),
+            ("REEVE_WORKER__PLATFORM_KEY", format!("file:{}", self.dir.join(PLATFORM_KEY_FILE).display())),
+            // What a stack of an earlier release sealed with.
             ("REEVE_WORKER__ROOT_KEY", secrets.root_key.clone()),
             ("REEVE_WORKER__REDIS_URL", window("reeve_window_worker")),
             // The sample's receivers are on this machine, in clear text.
@@ -153,7 +163,7 @@ impl Stack {
         self.env().into_iter().filter(|(name, _)| name.starts_with(prefix)).collect()
     }
 
-    /// Gives the four login roles their passwords. To be called after the migrations, which make the roles without any.
+    /// Gives the login roles their passwords. To be called after the migrations, which make the roles without any.
     ///
     /// # Errors
     /// [`PostgresError::Sql`] when a role is missing.
@@ -164,6 +174,7 @@ impl Stack {
             ("reeve_worker", &secrets.worker_password),
             ("reeve_scheduler", &secrets.scheduler_password),
             ("reeve_ops", &secrets.ops_password),
+            ("reeve_keyring", &secrets.keyring_password),
         ] {
             self.postgres.set_password(role, password).await?;
         }
@@ -287,7 +298,7 @@ mod tests {
         let admin = value(&stack.env(), "REEVE_OPS__ADMIN_DATABASE_URL");
         let mut admin = PgConnection::connect(&admin).await.unwrap();
         let roles = ["reeve_app", "reeve_worker", "reeve_scheduler", "reeve_ops"];
-        admin.execute("CREATE ROLE reeve_app LOGIN; CREATE ROLE reeve_worker LOGIN; CREATE ROLE reeve_scheduler LOGIN; CREATE ROLE reeve_ops LOGIN").await.unwrap();
+        admin.execute("CREATE ROLE reeve_app LOGIN; CREATE ROLE reeve_worker LOGIN; CREATE ROLE reeve_scheduler LOGIN; CREATE ROLE reeve_ops LOGIN; CREATE ROLE reeve_keyring LOGIN").await.unwrap();
         stack.set_role_passwords().await.unwrap();
         let names = [
             "REEVE_DEV_APP_DATABASE_URL",

@@ -10,7 +10,7 @@ use std::{io, path::Path, process::Stdio, time::Duration};
 
 use receiver::Receiver;
 use reeve_jobs::{
-    program::{db, migrate},
+    program::{db, migrate, migrate_keys},
     redact::Redacted,
 };
 use sqlx::{PgPool, Row as _};
@@ -58,6 +58,10 @@ pub async fn prepare(stack: &Stack) -> Result<(), TourError> {
     let mut connection = admin.acquire().await?;
     let migrated = migrate::run(&mut connection).await?;
     drop(connection);
+    let keystore = Redacted::new(stack.variable("REEVE_OPS__KEYSTORE_ADMIN_URL"));
+    let keystore = db::connect("REEVE_OPS__KEYSTORE_ADMIN_URL", &keystore, "reeve-dev", 1).await?;
+    migrate_keys::run(&mut *keystore.acquire().await?).await?;
+    keystore.close().await;
     stack.set_role_passwords().await?;
     let loaded = crm::load(&admin, SHAPE).await?;
     stack.set_sample_password().await?;

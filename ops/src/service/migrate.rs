@@ -1,5 +1,8 @@
 //! Bringing the database to this build's schema, as its administrator.
-use reeve_jobs::program::migrate::{self as schema, MigrateError, VERSION};
+use reeve_jobs::program::{
+    migrate::{self as schema, MigrateError, VERSION},
+    migrate_keys,
+};
 use serde::Serialize;
 use sqlx::{PgConnection, migrate::MigrateError as SqlxMigrateError};
 
@@ -10,6 +13,8 @@ pub struct Migrated {
     /// 0 when there was no schema.
     pub from: i64,
     pub to: i64,
+    /// The keystore's version, where its address is known here.
+    pub keystore: Option<i64>,
     /// The setting that was stored by this run.
     pub app_context_setting: Option<String>,
 }
@@ -27,7 +32,15 @@ pub async fn run(admin: &mut PgConnection, app_context_setting: Option<&str>) ->
             .await?;
     }
     let app_context_setting = app_context_setting.map(str::to_owned);
-    Ok(Migrated { from: migrated.from, to: migrated.to, app_context_setting })
+    Ok(Migrated { from: migrated.from, to: migrated.to, keystore: None, app_context_setting })
+}
+
+/// Migrates the keystore; returns its version.
+pub async fn run_keystore(admin: &mut PgConnection) -> Result<i64, ServiceError> {
+    match migrate_keys::run(admin).await {
+        Ok(migrated) => Ok(migrated.to),
+        Err(error) => Err(explain(admin, "[ops] keystore_admin_url", error).await),
+    }
 }
 
 /// Why a migration failed, in an operator's words; `key` is where the administrator's address came from.

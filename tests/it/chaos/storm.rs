@@ -33,7 +33,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::send_signal;
 use crate::{
-    support::{ROOT_KEY, Receiver, Town, program},
+    support::{Receiver, Town, program},
     window_places::{Place, Proxy},
 };
 
@@ -173,12 +173,12 @@ impl Storm {
             ("REEVE_WORKER__NAME", &format!("worker-{i}")),
             ("REEVE_WORKER__DATABASE_URL", &self.database_url("reeve_worker")),
             ("REEVE_WORKER__REDIS_URL", &self.redis.url()),
-            ("REEVE_WORKER__ROOT_KEY", ROOT_KEY),
             ("REEVE_WORKER__LEASE_SECS", &LEASE_SECS.to_string()),
             ("REEVE_WORKER__SLOTS__WEBHOOKS", "50"),
             ("REEVE_WORKER__WEBHOOKS__HTTP_ALLOWED", "true"),
             ("REEVE_WORKER__WEBHOOKS__LOOPBACK_ALLOWED", "true"),
         ]);
+        settings.extend(self.town.keystore.env());
         settings.extend(pairs(&[
             ("LD_PRELOAD", &faketime().display().to_string()),
             ("FAKETIME_TIMESTAMP_FILE", &clock.display().to_string()),

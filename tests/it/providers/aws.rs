@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{
-    SHORT_MS, Server, TIMEOUT_MS, assert_misanswered, away, canary_key,
+    SHORT_MS, Server, TIMEOUT_MS, assert_misanswered, away, canary_key, ends_at_the_time_out,
     kms_server::{KeyState, Kms, REGION},
     moves_from_and_to_a_local_key, new_key, open, opens_only_in_its_context, refused, refuses_changed_wraps,
     server::{Asked, Fault},
@@ -198,10 +198,10 @@ async fn the_server_refuses_a_changed_body_and_a_stale_date() {
     let mut target = asked.clone();
     target.headers.insert("x-amz-target", "TrentService.Decrypt".parse().expect("a value"));
     assert!(replay(&server, &target, &asked.body).await.contains("InvalidSignatureException"));
-    for ahead in [299, 301] {
+    for ahead in [240, 301] {
         server.set_ahead(ahead);
         let is_good = replay(&server, &asked, &asked.body).await.contains("CiphertextBlob");
-        assert_eq!(is_good, ahead == 299, "{ahead} s");
+        assert_eq!(is_good, ahead == 240, "{ahead} s");
     }
 }
 
@@ -254,8 +254,7 @@ async fn a_slow_kms_ends_at_the_time_out() {
     let context = WrapContext { tenant: &a, version: 1, region: "eu" };
     let wrapped = provider.wrap(context, &new_key()).await.expect("wrapped");
     server.always(Fault::Silent);
-    assert_eq!(away(&provider.wrap(context, &new_key()).await.expect_err("silent")), Outage::TimedOut);
-    assert_eq!(away(&provider.unwrap(context, &wrapped).await.expect_err("silent")), Outage::TimedOut);
+    ends_at_the_time_out(&*provider, &wrapped).await;
 }
 
 #[tokio::test]
@@ -325,6 +324,8 @@ async fn credentials_are_looked_for_where_awss_own_tools_do() {
                 .env_clear()
                 .env("HOME", home.path())
                 .env("AWS_EC2_METADATA_DISABLED", "true")
+                // Nothing listens there: an endpoint of this machine is asked without a proxy, who would see the keys.
+                .env("HTTP_PROXY", "http://127.0.0.1:9")
                 .env(CASE, case);
             if case == "there" {
                 again.envs([("AWS_ACCESS_KEY_ID", login().id.as_str()), ("AWS_SECRET_ACCESS_KEY", SECRET)]);

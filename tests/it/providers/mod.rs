@@ -63,6 +63,18 @@ fn away(error: &ProviderError) -> Outage {
     }
 }
 
+/// Wraps and unwraps while the server is silent. The limit only ends a test that has failed already.
+async fn ends_at_the_time_out(provider: &dyn KeyProvider, wrapped: &[u8]) {
+    let a = tenant("a");
+    let context = WrapContext { tenant: &a, version: 1, region: "eu" };
+    let limit = std::time::Duration::from_secs(60);
+    let key = new_key();
+    let wrap = tokio::time::timeout(limit, provider.wrap(context, &key)).await.expect("its own time-out");
+    assert_eq!(away(&wrap.expect_err("silent")), Outage::TimedOut);
+    let unwrap = tokio::time::timeout(limit, provider.unwrap(context, wrapped)).await.expect("its own time-out");
+    assert_eq!(away(&unwrap.expect_err("silent")), Outage::TimedOut);
+}
+
 fn assert_misanswered(error: &ProviderError, fault: Fault) {
     assert!(matches!(error, ProviderError::Misanswered { .. }) && error.is_transient(), "{fault:?}: {error:?}");
 }

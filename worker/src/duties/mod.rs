@@ -7,7 +7,7 @@ pub mod webhooks;
 use reeve_jobs::{
     TenantContext,
     job::{ClaimedJob, Outcome},
-    kinds::Work,
+    kinds::{Payload, RotateTenantKey, Work},
     tenant::ScopeError,
 };
 
@@ -28,6 +28,16 @@ impl Handler for Duties {
         match work {
             Work::WebhookDeliver(payload) => webhooks::deliver::run(env, job, &context, &payload).await,
             Work::WebhookPrune(_) => webhooks::prune::run(env, &context).await,
+            Work::KeyRotateTenant(payload) => {
+                let rotation = rekey::Rotation {
+                    directory: &env.directory,
+                    keyring: &env.keyring,
+                    catalogue: &env.catalogue,
+                    settings: env.rekey,
+                    budget: RotateTenantKey::KIND.spec().budget(),
+                };
+                rotation.run(job, &context, payload.new_version, progress).await
+            }
             Work::FleetProbe(payload) => probe::run(env, &context, &payload, progress).await,
         }
         .unwrap_or_else(ScopeError::into_outcome)

@@ -51,6 +51,12 @@ impl LocalProvider {
         Ok(Self { reference: reference.clone(), version, key: RwLock::new(Arc::new(key)) })
     }
 
+    /// With a key that is at hand.
+    #[cfg(feature = "testing")]
+    pub fn with_key(reference: &KeyRef, version: u32, key: DataKey) -> Self {
+        Self { reference: reference.clone(), version, key: RwLock::new(Arc::new(key)) }
+    }
+
     /// A panic while the lock was held leaves a whole key behind it: there is nothing to be half done.
     fn key(&self) -> Arc<DataKey> {
         Arc::clone(&self.key.read().unwrap_or_else(PoisonError::into_inner))

@@ -14,7 +14,7 @@
 pub mod breaker;
 mod pool;
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 pub use pool::{Checkout, Databases};
 
@@ -27,14 +27,25 @@ pub struct Dedicated {
     pub tenant: TenantId,
     /// Raised by each placing; the database's identity must have the same.
     pub epoch: i32,
-    /// The URL, sealed under the root key to this tenant and epoch.
+    /// The URL, sealed under the tenant's key to this tenant and epoch.
     pub url_sealed: Arc<[u8]>,
 }
 
-/// Opens sealed URLs: the worker's root key, or a test's stand-in.
+/// Why a sealed URL was not opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotOpened {
+    /// Another key, or a value moved from its place.
+    Sealed,
+    /// The key cannot be had now: where from, in one word.
+    Away(&'static str),
+}
+
+/// The future of a URL.
+pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<Redacted<String>, NotOpened>> + Send + 'a>>;
+
+/// Opens sealed URLs: the worker's keyring, or a test's stand-in.
 pub trait OpenUrl: Send + Sync + std::fmt::Debug {
-    /// `None` when it does not open: another key, or a value moved from its place.
-    fn open_url(&self, placement: &Dedicated) -> Option<Redacted<String>>;
+    fn open_url<'a>(&'a self, placement: &'a Dedicated) -> Opening<'a>;
 }
 
 /// What bounds the dedicated connections of one process.
@@ -73,7 +84,7 @@ pub enum DatabasesError {
     Unreachable { tenant: TenantId, why: String, after: Duration },
     #[error("no connection to a dedicated database became free within {} s", waited.as_secs())]
     Busy { waited: Duration },
-    #[error("the placement of tenant \"{0}\" does not open: sealed under another root key, or moved from its place")]
+    #[error("the placement of tenant \"{0}\" does not open: sealed under another key, or moved from its place")]
     Sealed(TenantId),
     #[error("the placement of tenant \"{0}\" holds no PostgreSQL URL; set it again with `reeve-worker placement set`")]
     Url(TenantId),

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    CheckoutError, DatabasesError, Dedicated, Limits, OpenUrl,
+    CheckoutError, DatabasesError, Dedicated, Limits, NotOpened, OpenUrl,
     breaker::{Breaker, DELAY_FIRST},
 };
 use crate::{
@@ -213,7 +213,14 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Open, DatabasesError> {
         let tenant = || placement.tenant.clone();
-        let url = self.urls.open_url(placement).ok_or_else(|| DatabasesError::Sealed(tenant()))?;
+        let url = self.urls.open_url(placement).await.map_err(|why| match why {
+            NotOpened::Sealed => DatabasesError::Sealed(tenant()),
+            NotOpened::Away(where_from) => DatabasesError::Unreachable {
+                tenant: tenant(),
+                why: format!("the key to its address cannot be had now ({where_from})"),
+                after: DELAY_FIRST,
+            },
+        })?;
         let options = db::options(&url).ok_or_else(|| DatabasesError::Url(tenant()))?;
         let options = options.application_name("reeve-dedicated");
         let permit = self.permit(deadline).await?;

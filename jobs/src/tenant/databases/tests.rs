@@ -12,8 +12,9 @@ use crate::testing::TestDatabase;
 struct Unsealed;
 
 impl OpenUrl for Unsealed {
-    fn open_url(&self, placement: &Dedicated) -> Option<Redacted<String>> {
-        String::from_utf8(placement.url_sealed.to_vec()).ok().map(Redacted::new)
+    fn open_url<'a>(&'a self, placement: &'a Dedicated) -> Opening<'a> {
+        let url = String::from_utf8(placement.url_sealed.to_vec()).map(Redacted::new);
+        Box::pin(async move { url.map_err(|_| NotOpened::Sealed) })
     }
 }
 

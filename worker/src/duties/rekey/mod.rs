@@ -40,7 +40,7 @@ const MARGIN: Duration = Duration::from_secs(60);
 /// How long a job waits when keys could not be had.
 const KEYS_PAUSE: Duration = Duration::from_secs(30);
 /// How long it leaves the table to another that took it over.
-const TAKEN_PAUSE: Duration = Duration::from_secs(60);
+const TAKEN_PAUSE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RekeyError {

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     clients::http::{EndpointUrl, SendResult, Sent},
     environment::Environment,
+    keys::KEY_PAUSE,
 };
 
 /// What must be known to send.
@@ -109,10 +110,15 @@ async fn prepare(
             return Ok(Err(Outcome::dead(format!("the endpoint's URL is refused: {refused}"))));
         }
     };
-    let why = match secrets::in_force(&mut scope, &env.root_key, delivery.endpoint_id).await {
+    let why = match secrets::in_force(&mut scope, &env.keyring, delivery.endpoint_id).await {
         Ok(Some(secrets)) => return Ok(Ok(Prepared { id, delivery, url, secrets })),
         Ok(None) => format!("endpoint {} has no secret in force", delivery.endpoint_id),
         Err(SecretError::Scope(error)) => return Err(error),
+        // The key may be had later; nothing is decided about the delivery before that, and no attempt is counted.
+        Err(SecretError::Unreadable { source, .. }) if source.is_transient() => {
+            let why = format!("the endpoint's secret cannot be opened now: {}", source.reason());
+            return Ok(Err(Outcome::Snooze { why, after: KEY_PAUSE }));
+        }
         Err(error) => error.to_string(),
     };
     end(&mut scope, id, "failed").await?;

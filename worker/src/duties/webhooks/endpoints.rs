@@ -4,7 +4,7 @@
 //! then.
 use reeve_jobs::{
     audit,
-    seal::RootKey,
+    seal::Keyring,
     tenant::{Rows, Scope, ScopeError},
 };
 use uuid::Uuid;
@@ -44,7 +44,7 @@ pub struct NewEndpoint<'a> {
 /// Adds the endpoint with its first secret. The caller commits.
 pub async fn register(
     scope: &mut Scope,
-    key: &RootKey,
+    keyring: &Keyring,
     policy: &UrlPolicy,
     endpoint: &NewEndpoint<'_>,
     actor: &str,
@@ -61,7 +61,7 @@ pub async fn register(
     .bind(url.as_str().to_owned())
     .bind(endpoint.event_types.to_vec());
     scope.write(insert, Rows::Exactly(1)).await?;
-    secrets::add(scope, key, id, endpoint.secret, 0).await?;
+    secrets::add(scope, keyring, id, endpoint.secret, 0).await?;
     let target = format!("endpoint:{id}");
     scope.audit(&audit::Entry::new(actor, "endpoint.registered", &target)).await?;
     Ok(id)
@@ -70,7 +70,7 @@ pub async fn register(
 /// Gives the endpoint a new secret; the old one signs beside it for `overlap_hours`. Returns the new version.
 pub async fn rotate(
     scope: &mut Scope,
-    key: &RootKey,
+    keyring: &Keyring,
     id: Uuid,
     secret: &SigningSecret,
     overlap_hours: u16,
@@ -79,7 +79,7 @@ pub async fn rotate(
     if overlap_hours > OVERLAP_HOURS_MAX {
         return Err(EndpointError::Overlap(overlap_hours));
     }
-    let version = secrets::add(scope, key, id, secret, i64::from(overlap_hours) * 3_600).await;
+    let version = secrets::add(scope, keyring, id, secret, i64::from(overlap_hours) * 3_600).await;
     let version = match version {
         Err(SecretError::Scope(ScopeError::Database(sqlx::Error::RowNotFound))) => {
             return Err(EndpointError::Unknown(id));

@@ -1,6 +1,6 @@
 //! Signing secrets: one per endpoint and version, sealed at rest, several in force while one replaces another.
 use reeve_jobs::{
-    seal::{Place, RootKey, SealError},
+    seal::{Keyring, KeyringError, Place, Purpose, SealError},
     tenant::{Rows, Scope, ScopeError, TenantId, TenantRow},
 };
 use uuid::Uuid;
@@ -10,7 +10,7 @@ use super::sign::{SecretInvalid, SigningSecret};
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     #[error("secret version {version} of endpoint {endpoint}: {source}")]
-    Unreadable { endpoint: Uuid, version: i32, source: SealError },
+    Unreadable { endpoint: Uuid, version: i32, source: KeyringError },
     #[error("secret version {version} of endpoint {endpoint}: {source}")]
     Invalid { endpoint: Uuid, version: i32, source: SecretInvalid },
     #[error(transparent)]
@@ -47,7 +47,7 @@ fn place<'a>(tenant: &'a TenantId, row: &'a str) -> Place<'a> {
 }
 
 /// Reads and opens them. `None` when the endpoint has none.
-pub async fn in_force(scope: &mut Scope, key: &RootKey, endpoint: Uuid) -> Result<Option<InForce>, SecretError> {
+pub async fn in_force(scope: &mut Scope, keyring: &Keyring, endpoint: Uuid) -> Result<Option<InForce>, SecretError> {
     let rows: Vec<Row> = scope
         .fetch_all(
             sqlx::query_as(
@@ -62,13 +62,14 @@ pub async fn in_force(scope: &mut Scope, key: &RootKey, endpoint: Uuid) -> Resul
     let mut secrets = Vec::with_capacity(rows.len());
     for row in rows {
         let (version, row_key) = (row.version, row_key(endpoint, row.version));
-        let plain = key
-            .open(&place(scope.tenant(), &row_key), &row.sealed)
+        let plain = keyring
+            .open(Purpose::Webhook, &place(scope.tenant(), &row_key), &row.sealed)
+            .await
             .map_err(|source| SecretError::Unreadable { endpoint, version, source })?;
         let text = std::str::from_utf8(&plain).map_err(|_| SecretError::Unreadable {
             endpoint,
             version,
-            source: SealError::Form("not text"),
+            source: SealError::Form("not text").into(),
         })?;
         secrets.push(SigningSecret::parse(text).map_err(|source| SecretError::Invalid {
             endpoint,
@@ -82,7 +83,7 @@ pub async fn in_force(scope: &mut Scope, key: &RootKey, endpoint: Uuid) -> Resul
 /// Adds a secret as the next version. Earlier ones go on signing beside it for `overlap_secs`.
 pub async fn add(
     scope: &mut Scope,
-    key: &RootKey,
+    keyring: &Keyring,
     endpoint: Uuid,
     secret: &SigningSecret,
     overlap_secs: i64,
@@ -99,8 +100,9 @@ pub async fn add(
         )
         .await?;
     let row_key = row_key(endpoint, version);
-    let sealed = key
-        .seal(&place(scope.tenant(), &row_key), secret.reveal().as_bytes(), &mut rand::rng())
+    let sealed = keyring
+        .seal(Purpose::Webhook, &place(scope.tenant(), &row_key), secret.reveal().as_bytes())
+        .await
         .map_err(|source| SecretError::Unreadable { endpoint, version, source })?;
     let tenant = scope.tenant().as_str().to_owned();
     let expire = sqlx::query_scalar(
