@@ -10,7 +10,7 @@ use reeve_jobs::{
     program::{config, db, install_tls_provider, migrate, shutdown, soundness, telemetry},
     queue::{PostgresQueue, WindowedQueue, operate::Act},
     redact::Redacted,
-    seal::{self, RootKey},
+    seal::{self, Keyring},
     tenant::{Directory, Scope, databases::Databases, region, session},
 };
 use reeve_worker::{
