@@ -246,11 +246,13 @@ impl Keyring {
         for version in platform {
             version.provider.reload()?;
         }
-        let mut cache = self.cache();
-        cache.platform.values_mut().for_each(|platform| platform.proven = false);
-        cache.keys.clear();
-        cache.current.clear();
-        drop(cache);
+        {
+            // A scope, since a lock that is only dropped would keep this future from being sent between threads.
+            let mut cache = self.cache();
+            cache.platform.values_mut().for_each(|platform| platform.proven = false);
+            cache.keys.clear();
+            cache.current.clear();
+        }
         for row in self.0.store.platform().await? {
             if row.state != PlatformState::Retired {
                 self.platform(row.version).await?;
