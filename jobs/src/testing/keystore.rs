@@ -157,9 +157,11 @@ async fn make(admin: &mut PgConnection, server: &PgConnectOptions, name: &str) {
     let options = server.clone().database(name);
     let mut inside = PgConnection::connect_with(&options).await.expect("the new keystore");
     migrate_keys::run(&mut inside).await.expect("migrated");
-    // Of the cluster: whoever else sets it sets the same, and two at a time would fail.
-    execute(&mut inside, "SELECT pg_advisory_lock(7261, 6)".to_owned()).await;
+    // Of the cluster: whoever else sets it sets the same, and two at a time would fail. Such a lock is one database's, so it
+    // is taken where all tests meet.
+    execute(admin, "SELECT pg_advisory_lock(7261, 6)".to_owned()).await;
     execute(&mut inside, format!("ALTER ROLE {ROLE} PASSWORD '{PASSWORD}'")).await;
+    execute(admin, "SELECT pg_advisory_unlock(7261, 6)".to_owned()).await;
     inside.close().await.expect("closed");
     let pool = db::pool(options.username(ROLE).password(PASSWORD), 2).await.expect("the keyring's login");
     let keyring = Keyring::new(Keystore::new(pool.clone()), Arc::new(TestKeys::default()), "default", None);
