@@ -23,6 +23,7 @@ use reeve_worker::{
 };
 use sqlx::{AssertSqlSafe, Executor};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::support::{Town, until};
 
@@ -149,6 +150,10 @@ impl Archive {
     }
 
     async fn sweep_with(&self, target: u32, settings: Settings) -> Result<Ended, RekeyError> {
+        self.sweep_as(None, target, settings).await
+    }
+
+    async fn sweep_as(&self, job: Option<Uuid>, target: u32, settings: Settings) -> Result<Ended, RekeyError> {
         let sweep = Sweep {
             directory: &self.directory,
             context: &self.context,
@@ -156,7 +161,7 @@ impl Archive {
             table: &self.table,
             target,
             settings,
-            job: None,
+            job,
             progress: &Progress::default(),
         };
         sweep.run(Instant::now() + Duration::from_secs(600)).await
@@ -391,6 +396,7 @@ async fn two_sweeps_of_one_tenant_do_no_harm() {
             }
         }
     };
+    // As one job: one that lost its lease and does not know it yet.
     let (one, other) = tokio::join!(to_the_end(), to_the_end());
     assert!(one + other >= 1, "the second took the first's over, and the first found out");
     for id in 1..=80 {
@@ -427,4 +433,25 @@ async fn with_the_policies_gone_a_sweep_still_keeps_to_its_tenant() {
     let target = archive.rotate().await;
     assert_eq!(archive.sweep(target).await, 0, "b's note is neither changed nor told of");
     assert_eq!((archive.opened(&a, 1).await[0].0, archive.body(2).await), (2, of_b));
+}
+
+#[tokio::test]
+async fn a_second_job_waits_until_the_first_is_done_or_was_silent_for_long() {
+    let archive = Archive::new().await;
+    for id in 1..=20 {
+        archive.put(&archive.town.a, id, "kept").await;
+    }
+    let target = archive.rotate().await;
+    let sweep = |job: u128| archive.sweep_as(Some(Uuid::from_u128(job)), target, Archive::settings());
+    let (one, other) = tokio::join!(sweep(1), sweep(2));
+    assert_eq!([one.expect("swept"), other.expect("swept")], [Ended::Done { quarantined: 0 }; 2]);
+    // Each went through: two passes and then one.
+    assert_eq!(archive.counters().await, (1, 60, 20, 0));
+    archive.run("UPDATE reeve.key_sweeps SET state = 'running', holder = gen_random_uuid(), updated_at = now()").await;
+    tokio::select! {
+        ended = sweep(3) => panic!("{ended:?}"),
+        () = tokio::time::sleep(Duration::from_secs(1)) => {}
+    }
+    archive.run("UPDATE reeve.key_sweeps SET updated_at = now() - interval '1 hour'").await;
+    assert_eq!(sweep(4).await.expect("swept"), Ended::Done { quarantined: 0 });
 }

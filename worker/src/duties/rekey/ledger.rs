@@ -1,7 +1,8 @@
 //! What a sweep remembers: `reeve.key_sweeps` and `reeve.key_quarantine`, in the database that has the swept rows.
 //!
 //! A batch's changes and the place where it ended commit together ([`save`]). Whoever takes a sweep up becomes its holder;
-//! one who was it before finds that out with its next batch, keeps nothing of it and leaves, so position and counters are
+//! another job that wants it waits for as long as the holder lives. A holder that lost it (its own job goes on elsewhere, or
+//! it was silent for long) finds that out with its next batch, keeps nothing of it and leaves, so position and counters are
 //! always of one hand. Nothing depends on that for the rows themselves: they are changed by compare-and-swap.
 use std::time::Duration;
 
@@ -9,6 +10,9 @@ use reeve_jobs::tenant::{Rows, Scope, ScopeError, TenantRow};
 use uuid::Uuid;
 
 use super::RekeyError;
+
+/// A holder that stored nothing for so long is gone. Longer than [`super::sweep::QUIET_BATCHES`] with the longest pause.
+const SILENT_SECS: f64 = 120.0;
 
 /// Of which sweep a statement speaks.
 #[derive(Debug, Clone)]
@@ -74,14 +78,16 @@ pub async fn take(scope: &mut Scope, id: &SweepId, job: Option<Uuid>) -> Result<
           pass_scanned = CASE WHEN a.anew THEN 0 ELSE s.pass_scanned END,
           pass_moved = CASE WHEN a.anew THEN 0 ELSE s.pass_moved END,
           pass_began_at = CASE WHEN a.anew OR s.position IS NULL THEN now() ELSE s.pass_began_at END
-        FROM (SELECT x.state = 'refused' OR x.state = 'done' AND x.job_id IS DISTINCT FROM $4 AS anew
+        FROM (SELECT x.state = 'refused' OR x.state = 'done' AND x.job_id IS DISTINCT FROM $4 AS anew,
+                     x.state = 'running' AND x.holder IS NOT NULL AND x.job_id IS DISTINCT FROM $4
+                       AND x.updated_at > now() - make_interval(secs => $6) AS held
               FROM reeve.key_sweeps x WHERE x.tenant_id = $1 AND x.table_name = $2 AND x.target_version = $3 FOR UPDATE) a
-        WHERE s.tenant_id = $1 AND s.table_name = $2 AND s.target_version = $3
+        WHERE NOT a.held AND s.tenant_id = $1 AND s.table_name = $2 AND s.target_version = $3
         RETURNING s.tenant_id, s.state, s.job_id, s.pass, s.position, s.pass_scanned, s.pass_moved, s.scanned, s.changed,
           s.raced, s.quarantined",
     );
-    let taken = take.bind(tenant).bind(id.table.clone()).bind(id.target).bind(job).bind(id.holder);
-    scope.fetch_optional(taken).await?.ok_or(RekeyError::TakenOver)
+    let taken = take.bind(tenant).bind(id.table.clone()).bind(id.target).bind(job).bind(id.holder).bind(SILENT_SECS);
+    scope.fetch_optional(taken).await?.ok_or(RekeyError::Held)
 }
 
 /// Stores how far it is. Refused to one who is not the holder any more.
@@ -105,6 +111,17 @@ pub async fn save(scope: &mut Scope, id: &SweepId, state: &State) -> Result<(), 
     .bind(state.raced)
     .bind(state.quarantined);
     held(scope.write(save, Rows::AtMost(1)).await?)
+}
+
+/// Leaves the sweep for whoever comes next.
+pub async fn release(scope: &mut Scope, id: &SweepId) -> Result<(), RekeyError> {
+    let release = sqlx::query_scalar(
+        "-- key_sweeps.release
+        UPDATE reeve.key_sweeps SET holder = NULL WHERE tenant_id = $1 AND table_name = $2 AND target_version = $3
+          AND holder = $4 RETURNING tenant_id",
+    );
+    let release = release.bind(scope.tenant().as_str().to_owned()).bind(id.table.clone()).bind(id.target);
+    held(scope.write(release.bind(id.holder), Rows::AtMost(1)).await?)
 }
 
 fn held(changed: u64) -> Result<(), RekeyError> {

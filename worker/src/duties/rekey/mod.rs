@@ -39,8 +39,8 @@ use crate::runtime::Progress;
 const MARGIN: Duration = Duration::from_secs(60);
 /// How long a job waits when keys could not be had.
 const KEYS_PAUSE: Duration = Duration::from_secs(30);
-/// How long it leaves the table to another that took it over.
-const TAKEN_PAUSE: Duration = Duration::from_secs(5);
+/// How long it leaves a table to another that is at it.
+const TAKEN_PAUSE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RekeyError {
@@ -48,8 +48,11 @@ pub enum RekeyError {
     Scope(#[from] ScopeError),
     #[error(transparent)]
     Keys(#[from] KeyringError),
-    #[error("another job took this sweep over")]
+    /// This one is not the holder any more.
+    #[error("another attempt took this sweep over")]
     TakenOver,
+    #[error("another job is at this sweep")]
+    Held,
 }
 
 impl RekeyError {
@@ -59,7 +62,7 @@ impl RekeyError {
             Self::Scope(error) => error.into_outcome(),
             Self::Keys(error) if error.is_transient() => Outcome::Snooze { why: error.to_string(), after: KEYS_PAUSE },
             Self::Keys(error) => Outcome::dead(error.to_string()),
-            taken @ Self::TakenOver => Outcome::Snooze { why: taken.to_string(), after: TAKEN_PAUSE },
+            taken @ (Self::TakenOver | Self::Held) => Outcome::Snooze { why: taken.to_string(), after: TAKEN_PAUSE },
         }
     }
 }

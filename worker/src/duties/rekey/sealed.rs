@@ -299,7 +299,7 @@ mod tests {
     fn what_cannot_be_swept_is_refused_with_its_reason() {
         let columns = [("org", "uuid"), ("id", "bigint"), ("body", "bytea")];
         let refused = |declared: &str, found: Described| complete(from(declared), &found).expect_err("refused");
-        let path = NOTES.replace("column = \"org\"", "path = [{ columns = [\"owner\"], table = \"public.owners\" }]");
+        let path = NOTES.replace("column = \"org\"", "path = [[\"owner\", \"public.owners\"]]");
         assert!(refused(&path, found(&columns, &["id"])).contains("tenant column"));
         let plain = NOTES.replace("rv1", "plain");
         assert!(refused(&plain, found(&columns, &["id"])).contains("adopt them first"));

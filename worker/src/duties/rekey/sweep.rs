@@ -40,8 +40,11 @@ use crate::runtime::Progress;
 const ROUNDS_MAX: u32 = 4;
 /// How often a batch that could not get its locks is tried again.
 const TRIES_MAX: u32 = 4;
+/// How often, and after how long each time, a sweep is asked for that another job is at.
+const TAKE_TRIES: u32 = 100;
+const TAKE_PAUSE: Duration = Duration::from_millis(200);
 /// A batch that changes nothing stores its position only now and then.
-const QUIET_BATCHES: u32 = 16;
+pub const QUIET_BATCHES: u32 = 16;
 /// Lock not available, deadlock, could not serialize.
 const CONTENDED: [&str; 3] = ["55P03", "40P01", "40001"];
 
@@ -111,10 +114,9 @@ impl Sweep<'_> {
         let target = i32::try_from(self.target).unwrap_or(i32::MAX);
         let id = SweepId { table: self.table.name.to_string(), target, holder: Uuid::new_v4() };
         let statements = Statements::of(self.table);
-        let mut scope = self.open().await?;
-        let mut state = ledger::take(&mut scope, &id, self.job).await?;
-        scope.commit().await?;
+        let mut state = self.take(&id).await?;
         if state.state == "done" {
+            self.leave(&id, &state).await?;
             return Ok(Ended::Done { quarantined: state.quarantined });
         }
         let (mut limit, mut quiet) = (pace::BATCH_FIRST.min(self.settings.batch), 0);
@@ -122,14 +124,17 @@ impl Sweep<'_> {
         loop {
             let began = Instant::now();
             if began >= until {
-                self.save(&id, &state).await?;
+                self.leave(&id, &state).await?;
                 return Ok(Ended::Paused(Duration::ZERO));
             }
             let (rows, readings) = self.read(&statements, &state, limit).await?;
             let Some(last) = rows.last().map(|row| row.key.clone()) else {
                 match self.end_pass(&id, &mut state).await? {
                     PassEnd::Done => return Ok(Ended::Done { quarantined: state.quarantined }),
-                    PassEnd::Again(wait) if !wait.is_zero() => return Ok(Ended::Paused(wait)),
+                    PassEnd::Again(wait) if !wait.is_zero() => {
+                        self.leave(&id, &state).await?;
+                        return Ok(Ended::Paused(wait));
+                    }
                     PassEnd::Again(_) => continue,
                 }
             };
@@ -151,6 +156,29 @@ impl Sweep<'_> {
 
     async fn open(&self) -> Result<Scope, ScopeError> {
         open(self.directory, self.context, self.table.route).await
+    }
+
+    /// Takes the sweep up. For another job that is at it, it waits a little.
+    async fn take(&self, id: &SweepId) -> Result<State, RekeyError> {
+        for _ in 0..TAKE_TRIES {
+            let mut scope = self.open().await?;
+            match ledger::take(&mut scope, id, self.job).await {
+                Err(RekeyError::Held) => drop(scope),
+                taken => {
+                    scope.commit().await?;
+                    return taken;
+                }
+            }
+            tokio::time::sleep(TAKE_PAUSE).await;
+        }
+        Err(RekeyError::Held)
+    }
+
+    async fn leave(&self, id: &SweepId, state: &State) -> Result<(), RekeyError> {
+        let mut scope = self.open().await?;
+        ledger::save(&mut scope, id, state).await?;
+        ledger::release(&mut scope, id).await?;
+        Ok(scope.commit().await?)
     }
 
     fn begin(&self, state: &State, total: Option<i64>) {
@@ -291,6 +319,9 @@ impl Sweep<'_> {
         let end = ledger::end_pass(&mut scope, id, state, self.settings.writers_learn).await?;
         let seen = state.pass_scanned;
         *state = ledger::take(&mut scope, id, self.job).await?;
+        if end == PassEnd::Done {
+            ledger::release(&mut scope, id).await?;
+        }
         scope.commit().await?;
         if end != PassEnd::Done {
             self.begin(state, Some(seen));
