@@ -42,4 +42,16 @@ BEGIN
   RETURN coalesce(cardinality(entries), 0);
 END $$;
 GRANT EXECUTE ON FUNCTION reeve.record_destroyed(text[], integer[], text[], text[]) TO reeve_worker;
+
+-- What an operator did with keys, of one tenant or of the platform (`-`). Written before the act: an act that then fails is
+-- on record as begun.
+CREATE FUNCTION reeve.record_key_act(tenant text, actor text, action text, target text, reason text) RETURNS void
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF (action ~ '^key\.[a-z_]{1,40}$') IS NOT TRUE OR length(trim(reason)) = 0 OR reason IS NULL OR length(target) > 200 THEN
+    RAISE EXCEPTION 'reeve: an act on keys is named key.…, and has a reason' USING ERRCODE = 'RV005';
+  END IF;
+  PERFORM reeve.audit_append(tenant, actor, action, target, reason, '{}', NULL, NULL, NULL);
+END $$;
+GRANT EXECUTE ON FUNCTION reeve.record_key_act(text, text, text, text, text) TO reeve_ops;
 RESET ROLE;

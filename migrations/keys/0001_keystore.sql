@@ -94,7 +94,7 @@ BEGIN
       RAISE EXCEPTION 'reeve: platform key version % is what it is', OLD.version USING ERRCODE = 'RV007';
     END IF;
   ELSIF (NEW.tenant_id, NEW.version, NEW.region) IS DISTINCT FROM (OLD.tenant_id, OLD.version, OLD.region)
-        OR OLD.state = 'destroyed' OR array_position(tenant_order, NEW.state) < array_position(tenant_order, OLD.state) THEN
+        OR array_position(tenant_order, NEW.state) < array_position(tenant_order, OLD.state) THEN
     RAISE EXCEPTION 'reeve: key version % of this tenant is what it is', OLD.version USING ERRCODE = 'RV007';
   END IF;
   NEW.changed_at := now();

@@ -39,7 +39,9 @@ async fn a_wrong_configuration_is_refused_with_the_way_out() {
     ] {
         let (succeeded, said) = worker(&env, &[]).await;
         assert!(!succeeded, "{env:?}");
-        assert!(said.contains(says) && said.lines().count() == 1, "{env:?}: {said}");
+        // What begins with a brace is the log's.
+        let told = said.lines().filter(|line| !line.starts_with('{')).count();
+        assert!(said.contains(says) && told == 1, "{env:?}: {said}");
     }
 }
 
@@ -97,7 +99,7 @@ async fn an_endpoint_on_a_private_address_or_with_a_bad_secret_is_refused() {
         worker(&env, &["endpoint", "add", "--tenant", "nobody", "--url", "https://example.com/"]).await;
     assert!(!succeeded && said.contains("\"nobody\" is not registered"), "{said}");
     let (succeeded, said) =
-        worker(&env[..2], &["endpoint", "add", "--tenant", "a", "--url", "https://example.com/"]).await;
+        worker(&env[..3], &["endpoint", "add", "--tenant", "a", "--url", "https://example.com/"]).await;
     assert!(!succeeded && said.contains("worker.ops_database_url is missing"), "{said}");
     assert_eq!(town.count("SELECT count(*) FROM reeve.webhook_endpoints").await, 0);
     assert_eq!(town.count("SELECT count(*) FROM reeve.webhook_secrets").await, 0);

@@ -23,6 +23,7 @@ mod enqueue;
 mod flags;
 mod history;
 mod isolation;
+mod keys;
 mod kit;
 mod model;
 mod moves;

@@ -6,6 +6,7 @@ pub mod clients;
 pub mod config;
 pub mod duties;
 pub mod environment;
+pub mod key_acts;
 pub mod keys;
 pub mod placement;
 pub mod runtime;

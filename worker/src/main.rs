@@ -1,5 +1,5 @@
-//! `reeve-worker`: runs the fleet's share of one process, and registers webhook endpoints (which takes the root key, and
-//! so cannot be the console's work).
+//! `reeve-worker`: runs the fleet's share of one process, and does by hand what takes keys, and so cannot be the console's
+//! work: webhook endpoints, placements, the keys themselves.
 use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +24,7 @@ use reeve_worker::{
         },
     },
     environment::Environment,
+    key_acts::{self, Keeper},
     keys,
     placement::{self, NewPlacement},
     runtime::Fleet,
@@ -50,6 +51,9 @@ enum Command {
     /// A tenant's dedicated database.
     #[command(subcommand)]
     Placement(PlacementCommand),
+    /// Keys: look, rotate the platform's, try all, destroy.
+    #[command(subcommand)]
+    Keys(KeysCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -69,6 +73,43 @@ enum PlacementCommand {
     Check {
         #[arg(long)]
         tenant: TenantId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum KeysCommand {
+    /// The platform's key versions, and a tenant's
+    Status {
+        #[arg(long)]
+        tenant: Option<TenantId>,
+    },
+    /// Open every key there is; fails where one does not
+    Verify,
+    /// Put the platform on another key: wrap every tenant's key anew, then retire the versions before. Run it again after
+    /// whatever broke it off
+    RotatePlatform {
+        /// env:NAME, file:/path, aws-kms:ARN or vault:MOUNT/KEY#VERSION. All workers must be able to open it already.
+        #[arg(long)]
+        reference: String,
+        /// Why; kept in the audit log.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Destroy one retired key version of a tenant
+    Destroy {
+        #[arg(long)]
+        tenant: TenantId,
+        #[arg(long)]
+        version: u32,
+        #[arg(long)]
+        reason: String,
+    },
+    /// Destroy all keys of a closed tenant, for good. Prints a certificate
+    Shred {
+        #[arg(long)]
+        tenant: TenantId,
+        #[arg(long)]
+        reason: String,
     },
 }
 
@@ -148,6 +189,7 @@ async fn run(cli: Cli) -> Result<()> {
         }
         Command::Endpoint(command) => endpoint(&config, &environment, command).await,
         Command::Placement(command) => place(&config, &environment, command).await,
+        Command::Keys(command) => keep_keys(&config, &environment, command).await,
     }
 }
 
@@ -191,6 +233,49 @@ async fn place(config: &Config, env: &Environment, command: PlacementCommand) ->
         PlacementCommand::Check { tenant } => {
             let epoch = placement::check(&env.directory, &ops, &env.keyring, &tenant, &actor).await?;
             serde_json::json!({"tenant": tenant, "epoch": epoch, "ok": true})
+        }
+    };
+    Ok(writeln!(std::io::stdout().lock(), "{answer}")?)
+}
+
+async fn keep_keys(config: &Config, env: &Environment, command: KeysCommand) -> Result<()> {
+    let actor = actor();
+    let keyring = &env.keyring;
+    let answer = match command {
+        KeysCommand::Status { tenant: None } => serde_json::to_value(key_acts::platform_status(keyring).await?)?,
+        KeysCommand::Status { tenant: Some(tenant) } => {
+            serde_json::to_value(key_acts::key_status(keyring, &tenant).await?)?
+        }
+        KeysCommand::Verify => {
+            let verified = key_acts::verify(keyring).await?;
+            writeln!(std::io::stdout().lock(), "{}", serde_json::to_value(&verified)?)?;
+            if !verified.failed.is_empty() {
+                bail!("{} keys do not open", verified.failed.len());
+            }
+            return Ok(());
+        }
+        KeysCommand::RotatePlatform { reference, reason } => {
+            let reference = reference.parse().context("--reference")?;
+            let ops = ops(config).await?;
+            let act = Act { actor: &actor, reason: &reason };
+            let keeper = Keeper { keyring, directory: &env.directory, ops: &ops, act };
+            let progress = |done| {
+                // For people who watch; the answer is on standard output.
+                let _ = writeln!(std::io::stderr(), "{done} keys wrapped anew");
+            };
+            serde_json::to_value(keeper.rotate_platform(&reference, progress).await?)?
+        }
+        KeysCommand::Destroy { tenant, version, reason } => {
+            let ops = ops(config).await?;
+            let act = Act { actor: &actor, reason: &reason };
+            let keeper = Keeper { keyring, directory: &env.directory, ops: &ops, act };
+            serde_json::to_value(keeper.destroy(&tenant, version).await?)?
+        }
+        KeysCommand::Shred { tenant, reason } => {
+            let ops = ops(config).await?;
+            let act = Act { actor: &actor, reason: &reason };
+            let keeper = Keeper { keyring, directory: &env.directory, ops: &ops, act };
+            serde_json::to_value(keeper.shred(&tenant).await?)?
         }
     };
     Ok(writeln!(std::io::stdout().lock(), "{answer}")?)

@@ -2,7 +2,7 @@
 use std::borrow::Cow;
 
 use sqlx::{
-    PgConnection, PgPool, SqlSafeStr,
+    PgConnection, PgPool, SqlSafeStr, SqlStr,
     migrate::{Migration, MigrationType, Migrator},
 };
 
@@ -17,12 +17,31 @@ const BOOKS: &str = "_reeve.migrations";
 
 /// Brings the keystore to [`VERSION`], as an administrator who may create roles and schemas. Safe to repeat.
 pub async fn run(admin: &mut PgConnection) -> Result<Migrated, MigrateError> {
+    let files = FILES.iter().map(|(version, name, sql)| (*version, *name, (*sql).into_sql_str())).collect();
+    run_files(admin, files).await
+}
+
+/// [`run`] with the files of a directory instead of those compiled in: for tests of what a changed one lets through.
+#[cfg(feature = "testing")]
+pub async fn run_from(directory: &std::path::Path, admin: &mut PgConnection) -> Result<Migrated, MigrateError> {
+    let read = |(version, name, _): &(i64, &'static str, &str)| {
+        let sql = std::fs::read_to_string(directory.join(format!("{version:04}_{name}.sql")));
+        let sql = sql.map_err(|error| sqlx::Error::Configuration(error.into()))?;
+        Ok((*version, *name, sqlx::AssertSqlSafe(sql).into_sql_str()))
+    };
+    run_files(admin, FILES.iter().map(read).collect::<Result<_, MigrateError>>()?).await
+}
+
+async fn run_files(
+    admin: &mut PgConnection,
+    files: Vec<(i64, &'static str, SqlStr)>,
+) -> Result<Migrated, MigrateError> {
     sqlx::query("-- migrate_keys.lock\nSELECT pg_advisory_lock(7261, 4)").execute(&mut *admin).await?;
     sqlx::query("-- migrate_keys.books\nCREATE SCHEMA IF NOT EXISTS _reeve").execute(&mut *admin).await?;
     let from = found(admin).await?.unwrap_or(0);
-    let files = FILES.iter().map(|(version, name, sql)| {
-        Migration::new(*version, Cow::Borrowed(*name), MigrationType::Simple, (*sql).into_sql_str(), false)
-    });
+    let files = files
+        .into_iter()
+        .map(|(version, name, sql)| Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql, false));
     let mut migrator = Migrator::with_migrations(files.collect());
     migrator.dangerous_set_table_name(BOOKS);
     migrator.run_direct(None, &mut *admin, false).await?;

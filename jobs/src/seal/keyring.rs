@@ -246,19 +246,21 @@ impl Keyring {
         for version in platform {
             version.provider.reload()?;
         }
-        {
-            // A scope, since a lock that is only dropped would keep this future from being sent between threads.
-            let mut cache = self.cache();
-            cache.platform.values_mut().for_each(|platform| platform.proven = false);
-            cache.keys.clear();
-            cache.current.clear();
-        }
+        self.doubt();
         for row in self.0.store.platform().await? {
             if row.state != PlatformState::Retired {
                 self.platform(row.version).await?;
             }
         }
         Ok(())
+    }
+
+    /// Forgets every opened key, and that any platform version was proven.
+    fn doubt(&self) {
+        let mut cache = self.cache();
+        cache.platform.values_mut().for_each(|platform| platform.proven = false);
+        cache.keys.clear();
+        cache.current.clear();
     }
 
     /// Adds the platform's next version and makes it the one that wraps new keys. Its version; or that of the reference,
@@ -332,7 +334,8 @@ impl Keyring {
         let rows = self.0.store.of_tenant(tenant).await?;
         let version = match rows.iter().find(|row| row.state == KeyState::Active) {
             Some(row) => row.version,
-            None if rows.is_empty() => self.rotate(tenant).await?,
+            // Its first, and no other: whoever else makes it at this moment makes the same.
+            None if rows.is_empty() => self.make(tenant, 1).await?,
             None => return Err(KeyringError::Shredded(tenant.clone())),
         };
         let key = self.version(tenant, version).await?;
@@ -351,7 +354,10 @@ impl Keyring {
     /// Where another was first, that one's version.
     pub async fn rotate(&self, tenant: &TenantId) -> Result<u32, KeyringError> {
         let rows = self.0.store.of_tenant(tenant).await?;
-        let version = 1 + rows.last().map_or(0, |row| row.version);
+        self.make(tenant, 1 + rows.last().map_or(0, |row| row.version)).await
+    }
+
+    async fn make(&self, tenant: &TenantId, version: u32) -> Result<u32, KeyringError> {
         let platform = self.0.store.platform().await?;
         let primary =
             platform.iter().find(|row| row.state == PlatformState::Primary).ok_or(KeyringError::NoPlatform)?;
@@ -394,11 +400,29 @@ impl Keyring {
             self.cache().keys.remove(&id);
             return Err(KeyringError::Destroyed { tenant: tenant.clone(), version });
         };
-        let provider = self.platform(row.platform_version).await?;
-        let context = WrapContext { tenant, version, region: &row.region };
-        let key = Arc::new(TenantKey::new(version, provider.unwrap(context, wrapped).await?));
+        let key = Arc::new(self.unwrap_from(tenant, row, wrapped).await?);
         self.keep(id, key.clone());
         Ok(key)
+    }
+
+    /// Opens a key as it stands in the keystore, past the cache.
+    pub async fn unwrap(&self, row: &WrappedKey) -> Result<TenantKey, KeyringError> {
+        let tenant: TenantId = row.tenant.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        match &row.wrapped {
+            Some(wrapped) => self.unwrap_from(&tenant, row, wrapped).await,
+            None => Err(KeyringError::Destroyed { tenant, version: row.version }),
+        }
+    }
+
+    async fn unwrap_from(
+        &self,
+        tenant: &TenantId,
+        row: &WrappedKey,
+        wrapped: &[u8],
+    ) -> Result<TenantKey, KeyringError> {
+        let provider = self.platform(row.platform_version).await?;
+        let context = WrapContext { tenant, version: row.version, region: &row.region };
+        Ok(TenantKey::new(row.version, provider.unwrap(context, wrapped).await?))
     }
 
     /// Wraps a key anew, by a platform version. False where somebody else did meanwhile, or it was destroyed.

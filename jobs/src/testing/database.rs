@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Set by `./ops/test mutants`: the migrations are read from this directory, and the cluster is its mutant's alone.
-const MIGRATIONS: &str = "REEVE_TEST_MIGRATIONS";
+pub(super) const MIGRATIONS: &str = "REEVE_TEST_MIGRATIONS";
 /// Roles are shared by the whole cluster; tests log in to them with this password.
 pub(super) const PASSWORD: &str = "test";
 const ROLES: [&str; 4] = ["reeve_app", "reeve_worker", "reeve_scheduler", "reeve_ops"];

@@ -12,7 +12,7 @@ use sqlx::{Connection, Executor, PgConnection, PgPool, postgres::PgConnectOption
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::database::{PASSWORD, cluster, url_of};
+use super::database::{MIGRATIONS, PASSWORD, cluster, url_of};
 use crate::{
     program::{db, migrate_keys},
     seal::{
@@ -156,10 +156,13 @@ async fn make(admin: &mut PgConnection, server: &PgConnectOptions, name: &str) {
     execute(admin, format!("CREATE DATABASE {name}")).await;
     let options = server.clone().database(name);
     let mut inside = PgConnection::connect_with(&options).await.expect("the new keystore");
-    migrate_keys::run(&mut inside).await.expect("migrated");
-    // Of the cluster: whoever else sets it sets the same, and two at a time would fail. Such a lock is one database's, so it
-    // is taken where all tests meet.
+    // Roles are the cluster's, and two that set one at a time fail. The lock is of the one database where all take it.
     execute(admin, "SELECT pg_advisory_lock(7261, 6)".to_owned()).await;
+    match std::env::var_os(MIGRATIONS) {
+        Some(directory) => migrate_keys::run_from(&std::path::Path::new(&directory).join("keys"), &mut inside).await,
+        None => migrate_keys::run(&mut inside).await,
+    }
+    .expect("migrated");
     execute(&mut inside, format!("ALTER ROLE {ROLE} PASSWORD '{PASSWORD}'")).await;
     execute(admin, "SELECT pg_advisory_unlock(7261, 6)".to_owned()).await;
     inside.close().await.expect("closed");

@@ -96,6 +96,7 @@ pub(super) const MAY_EXECUTE: &[(&str, &[&str])] = &[
     ("reeve.run_schedule(text,text,text,text)", &["reeve_ops"]),
     ("reeve.schema_version()", &["reeve_app", "reeve_worker", "reeve_scheduler", "reeve_ops"]),
     ("reeve.record_destroyed(text[],integer[],text[],text[])", &["reeve_worker"]),
+    ("reeve.record_key_act(text,text,text,text,text)", &["reeve_ops"]),
     ("reeve.set_flag(text,jsonb,text,text,text,text)", &["reeve_ops"]),
     ("reeve.settle(uuid[],uuid[],text[],double precision[],text[])", &["reeve_worker"]),
     ("reeve.stop_waiting(text,text)", &["reeve_worker"]),

@@ -231,13 +231,48 @@ async fn the_login_may_call_the_functions_and_nothing_else_and_nothing_is_undone
         let refused = keystore.admin.execute(sql).await;
         assert!(refused.is_err_and(|error| error.to_string().contains("reeve:")), "{sql}");
     }
-    for role in ["reeve_worker", "reeve_ops", "reeve_app", "reeve_scheduler"] {
-        let may: bool = sqlx::query_scalar("SELECT has_database_privilege($1, current_database(), 'CONNECT')")
-            .bind(role)
-            .fetch_one(&keystore.admin)
-            .await
-            .unwrap_or(false);
-        assert!(!may, "{role} may enter the keystore");
+    let others: bool = sqlx::query_scalar("SELECT has_database_privilege('public', current_database(), 'CONNECT')")
+        .fetch_one(&keystore.admin)
+        .await
+        .expect("an answer");
+    assert!(!others, "anybody may enter the keystore");
+    keystore.drop_now().await;
+}
+
+/// A provider that opens what it is given, and gives another key: only the check value tells.
+#[tokio::test]
+async fn a_check_value_that_differs_is_another_key() {
+    let keystore = TestKeystore::new().await;
+    for sql in [
+        "ALTER TABLE keys.platform_keys DISABLE TRIGGER ALL",
+        "UPDATE keys.platform_keys SET check_value = decode(repeat('00', 32), 'hex')",
+    ] {
+        keystore.admin.execute(sql).await.expect(sql);
     }
+    let error = keystore.keyring().start(None, Vec::new()).await.expect_err("refused");
+    assert!(matches!(error, KeyringError::OtherKey { version: 1, .. }), "{error}");
+    keystore.drop_now().await;
+}
+
+/// A file's key is changed and read again: what was in the cache is not served any more under the other one.
+#[tokio::test]
+async fn a_reload_has_every_platform_key_proven_again() {
+    let keystore = TestKeystore::new().await;
+    let (a, ring) = (tenant("a"), keystore.keyring());
+    let sealed = ring.seal(Purpose::Field, &place(&a, "1"), b"hush").await.expect("sealed");
+    ring.reload().await.expect("still its own");
+    ring.open(Purpose::Field, &place(&a, "1"), &sealed).await.expect("opened");
+    keystore
+        .admin
+        .execute("ALTER TABLE keys.platform_keys DISABLE TRIGGER ALL")
+        .await
+        .expect("for the test's own change");
+    let changed = "UPDATE keys.platform_keys SET check_value = decode(repeat('00', 32), 'hex')";
+    keystore.admin.execute(changed).await.expect("changed");
+    // This process has its provider's row from before; a fresh look is what the reload is for.
+    ring.cache().platform.clear();
+    assert!(matches!(ring.reload().await, Err(KeyringError::OtherKey { .. })));
+    let error = ring.open(Purpose::Field, &place(&a, "1"), &sealed).await.expect_err("refused");
+    assert!(matches!(error, KeyringError::OtherKey { .. }), "{error}");
     keystore.drop_now().await;
 }
