@@ -104,6 +104,9 @@ kinds! {
         budget_secs 600, payload_bytes_max 64, closing true, app false, deadline_secs None,
         cadence daily("17 3 * * *", 3600) }
 
+    KeyRotateTenant(RotateTenantKey) { "key.rotate_tenant", queue "maintenance", priority 4, attempts 20,
+        budget_secs 900, payload_bytes_max 64, closing false, app false, deadline_secs None, cadence None }
+
     FleetProbe(ProbeFleet) { "fleet.probe", queue "probes", priority 3, attempts 3,
         budget_secs 30, payload_bytes_max 1024, closing true, app true, deadline_secs None, cadence None }
 }
@@ -120,6 +123,15 @@ pub struct DeliverWebhook {
 #[serde(deny_unknown_fields)]
 pub struct PruneWebhooks {}
 
+/// Brings every sealed column of this tenant under the newest version of its key.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotateTenantKey {
+    /// Makes the next version first. Else the newest that there is will do.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub new_version: bool,
+}
+
 /// Does nothing but open the tenant's scope and report: shows an operator that the fleet works for this tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -130,6 +142,11 @@ pub struct ProbeFleet {
     /// Works this long, to see concurrency and cancellation.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub sleep_ms: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_false(yes: &bool) -> bool {
+    !*yes
 }
 
 fn is_zero(n: &u64) -> bool {

@@ -39,6 +39,7 @@ mod redis_places;
 mod redis_queue;
 mod redis_servers;
 mod regions;
+mod rekey;
 mod schedulers;
 mod schema;
 mod scope;

@@ -27,6 +27,7 @@ use reeve_worker::{
     },
     duties::{
         Duties,
+        rekey::sweep::Settings,
         webhooks::{
             endpoints::{self, NewEndpoint},
             sign::SigningSecret,
@@ -77,6 +78,8 @@ impl Town {
             webhooks: WebhookClient::new(HttpPolicy { address, ..HttpPolicy::default() }).expect("a client"),
             url_policy: Arc::new(UrlPolicy { http_allowed: true, address, ..UrlPolicy::default() }),
             webhook_keep_days: 30,
+            catalogue: Arc::new(reeve_jobs::catalogue::load::own().expect("Reeve's own catalogue")),
+            rekey: Settings { writers_learn: Duration::ZERO, ..Settings::default() },
             clock: Arc::new(SystemClock),
         }
     }

@@ -1,7 +1,11 @@
 //! The worker's section of the configuration: `[worker]`.
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use reeve_jobs::{
+    catalogue::{
+        Catalogue,
+        load::{self, LoadError},
+    },
     kinds::Kind,
     program::config::ConfigError,
     queue::window,
@@ -17,6 +21,7 @@ use crate::{
         http::{HttpPolicy, UrlPolicy},
         kms::KmsSettings,
     },
+    duties::rekey::{pace::Pace, sweep},
     runtime::{FleetConfig, fleet::Slots},
 };
 
@@ -63,6 +68,10 @@ pub struct Config {
     pub dedicated_idle_secs: u64,
     #[serde(default)]
     pub webhooks: Webhooks,
+    /// The app's `catalogue.toml`; where none is named, Reeve's own tables alone are known.
+    pub catalogue: Option<PathBuf>,
+    #[serde(default)]
+    pub rekey: Rekey,
     /// How the keepers of the platform's keys are reached.
     #[serde(default)]
     pub kms: KmsSettings,
@@ -82,6 +91,33 @@ pub struct Webhooks {
 impl Default for Webhooks {
     fn default() -> Self {
         Self { http_allowed: false, loopback_allowed: false, timeout_secs: 15, keep_days: 30 }
+    }
+}
+
+/// How fast values are brought under a new key.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rekey {
+    /// Rows of one transaction, at most.
+    pub batch: u16,
+    /// 0: as many as there are.
+    pub rows_per_sec_max: u32,
+    /// Replicas may be so far behind, where the worker's login is shown that.
+    pub lag_secs_max: u16,
+}
+
+impl Default for Rekey {
+    fn default() -> Self {
+        Self { batch: 500, rows_per_sec_max: 0, lag_secs_max: 2 }
+    }
+}
+
+impl Rekey {
+    pub fn settings(&self) -> sweep::Settings {
+        let rows_per_sec_max = Some(self.rows_per_sec_max).filter(|rate| *rate > 0);
+        let lag_max = Duration::from_secs(self.lag_secs_max.into());
+        let pace = Pace { rows_per_sec_max, lag_max, ..Pace::default() };
+        sweep::Settings { batch: self.batch.into(), pace, ..sweep::Settings::default() }
     }
 }
 
@@ -138,6 +174,9 @@ impl Config {
             let found = self.webhooks.timeout_secs;
             return wrong(format!("webhooks.timeout_secs: {found} is not between 6 and {timeout_secs_max}"));
         }
+        if !(1..=10_000).contains(&self.rekey.batch) {
+            return wrong(format!("rekey.batch: {} is not between 1 and 10000", self.rekey.batch));
+        }
         if self.connections_max < 4 {
             return wrong("connections_max: at least 4, for claiming, renewing, settling and listening".to_owned());
         }
@@ -165,6 +204,11 @@ impl Config {
             poll: Duration::from_millis(self.poll_ms),
             grace: Duration::from_secs(self.grace_secs),
         }
+    }
+
+    /// The app's catalogue with Reeve's own in it.
+    pub fn catalogue(&self) -> Result<Catalogue, LoadError> {
+        self.catalogue.as_deref().map_or_else(load::own, load::merged)
     }
 
     /// The way to the window; `None` where no Redis is configured.

@@ -214,6 +214,8 @@ async fn environment(config: &Config, pool: &PgPool) -> Result<Environment> {
         webhooks: WebhookClient::new(config.http_policy())?,
         url_policy: Arc::new(config.url_policy()),
         webhook_keep_days: config.webhooks.keep_days,
+        catalogue: Arc::new(config.catalogue()?),
+        rekey: config.rekey.settings(),
         clock: Arc::new(SystemClock),
     })
 }

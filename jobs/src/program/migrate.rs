@@ -40,6 +40,7 @@ const FILES: &[(i64, &str, &str)] = &[
     (28, "directory", include_str!("../../../migrations/0028_directory.sql")),
     (29, "claim_marks", include_str!("../../../migrations/0029_claim_marks.sql")),
     (30, "keys", include_str!("../../../migrations/0030_keys.sql")),
+    (31, "rekey", include_str!("../../../migrations/0031_rekey.sql")),
 ];
 
 /// The schema this build needs.

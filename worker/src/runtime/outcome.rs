@@ -20,7 +20,7 @@ const ORDINARY: RetryPolicy = match RetryPolicy::new(Duration::from_secs(2), 2.0
 fn policy(kind: Option<Kind>) -> RetryPolicy {
     match kind {
         Some(Kind::WebhookDeliver) => RETRY_POLICY,
-        Some(Kind::WebhookPrune | Kind::FleetProbe) | None => ORDINARY,
+        Some(Kind::WebhookPrune | Kind::KeyRotateTenant | Kind::FleetProbe) | None => ORDINARY,
     }
 }
 

@@ -195,10 +195,11 @@ async fn the_cache_is_bounded_and_the_oldest_goes_first() {
     for n in 0..KEPT_MAX + 10 {
         ring.keep((tenant(&format!("t{n}")), 1), Arc::new(TenantKey::new(1, DataKey::random(&mut rand::rng()))));
     }
-    let cache = ring.cache();
-    assert_eq!(cache.keys.len(), KEPT_MAX);
-    assert!(!cache.keys.contains_key(&(tenant("t0"), 1)) && cache.keys.contains_key(&(tenant("t1009"), 1)));
-    drop(cache);
+    {
+        let cache = ring.cache();
+        assert_eq!(cache.keys.len(), KEPT_MAX);
+        assert!(!cache.keys.contains_key(&(tenant("t0"), 1)) && cache.keys.contains_key(&(tenant("t1009"), 1)));
+    }
     keystore.drop_now().await;
 }
 
