@@ -15,6 +15,7 @@ use reeve_jobs::{
 use reeve_worker::{
     duties::rekey::{
         RekeyError,
+        ledger::{self, SweepId},
         pace::Pace,
         sealed::{self, Route, SealedTable},
         sweep::{self, Ended, Settings, Sweep},
@@ -454,4 +455,25 @@ async fn a_second_job_waits_until_the_first_is_done_or_was_silent_for_long() {
     }
     archive.run("UPDATE reeve.key_sweeps SET updated_at = now() - interval '1 hour'").await;
     assert_eq!(sweep(4).await.expect("swept"), Ended::Done { quarantined: 0 });
+}
+
+#[tokio::test]
+async fn one_who_lost_a_sweep_stores_nothing_of_it() {
+    let archive = Archive::new().await;
+    let id = |holder| SweepId { table: "public.notes".to_owned(), target: 2, holder: Uuid::from_u128(holder) };
+    let mut scope = sweep::open(&archive.directory, &archive.context, Route::Tenant).await.expect("a scope");
+    let mut first = ledger::take(&mut scope, &id(1), None).await.expect("begun");
+    first.scanned = 500;
+    ledger::save(&mut scope, &id(1), &first).await.expect("it is the holder");
+    let second = ledger::take(&mut scope, &id(2), None).await.expect("taken over");
+    assert_eq!(second, first, "it goes on where the first was");
+    first.scanned = 1_000;
+    for lost in [
+        ledger::save(&mut scope, &id(1), &first).await,
+        ledger::end_pass(&mut scope, &id(1), &first, Duration::ZERO).await.map(|_| ()),
+        ledger::release(&mut scope, &id(1)).await,
+    ] {
+        assert!(matches!(lost, Err(RekeyError::TakenOver)), "{lost:?}");
+    }
+    assert_eq!(ledger::take(&mut scope, &id(2), None).await.expect("its own"), second);
 }
