@@ -209,7 +209,11 @@ async fn what_does_not_exist_is_said_with_code_one_or_two() {
         (&["tenants", "show", "nobody"], 1, "\"nobody\" is not registered"),
         (&["jobs", "list", "--tenant", "nobody"], 1, "\"nobody\" is not registered"),
         (&["jobs", "tail", "--tenant", "nobody"], 1, "\"nobody\" is not registered"),
-        (&["jobs", "list", "--kind", "fleet.prob"], 2, "known kinds are fleet.probe, webhook.deliver"),
+        (
+            &["jobs", "list", "--kind", "fleet.prob"],
+            2,
+            "known kinds are fleet.probe, key.rotate_tenant, webhook.deliver",
+        ),
         (&["jobs", "list", "--state", "completed"], 2, "--history"),
         (&["jobs", "list", "--state", "running", "--history"], 2, "leave out --history"),
     ] {
@@ -268,7 +272,7 @@ async fn migrate_says_from_where_to_where_and_stores_the_apps_setting() {
     let db = TestDatabase::empty().await;
     let ran = reeve(&db, &["--json", "migrate", "--app-context-setting", "app.tenant_id"]).await;
     assert_eq!(ran.code, 0, "{}", ran.messages);
-    let expected = serde_json::json!({"from": 0, "to": migrate::VERSION, "app_context_setting": "app.tenant_id"});
+    let expected = serde_json::json!({"from": 0, "to": migrate::VERSION, "keystore": null, "app_context_setting": "app.tenant_id"});
     assert_eq!(ran.json(), expected);
     let again = reeve(&db, &["migrate"]).await;
     assert_eq!((again.code, again.out), (0, format!("schema: already at {}\n", migrate::VERSION)));
@@ -350,7 +354,11 @@ async fn flags_are_declared_listed_set_and_cleared() {
     assert!(reeve(&db, &["tenants", "show", "acme"]).await.out.contains("kinds off    fleet.probe\n"));
 
     let all = reeve(&db, &["--json", "flags", "list"]).await.json();
-    assert_eq!(all.as_array().expect("rows").len(), 5 + 3, "each as declared, and what was set: {all}");
+    assert_eq!(
+        all.as_array().expect("rows").len(),
+        reeve_jobs::Kind::ALL.len() + 2 + 3,
+        "each as declared, and what was set: {all}"
+    );
     let own = reeve(&db, &["--json", "flags", "list", "--tenant", "acme"]).await.json();
     let own: Vec<_> =
         own.as_array().expect("rows").iter().map(|row| (&row["name"], &row["value"], &row["level"])).collect();

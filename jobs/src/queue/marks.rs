@@ -1,7 +1,7 @@
 //! Where a lane's claims have got to, so that they need not pass by what is over.
 //!
 //! Rows that are over stay in the index of ready jobs until they are vacuumed, before the ready ones of their tenant; a
-//! held snapshot keeps all of them. When a claim spent long on looking, the next ones of this process name the tenants it
+//! held snapshot keeps all of them. When a claim passed by much, the next ones of this process name the tenants it
 //! served and since when what it brought is due (`migrations/0029_claim_marks.sql`), and nothing older is looked at. That
 //! misses whoever is not among them, and what became ready late with an older time. So it goes on for [`REST`] times what
 //! looking at everything took; for less where a claim does not bring all that was asked for; and not a claim longer where
@@ -42,7 +42,7 @@ impl Marks {
         Some(behind.chain(before).take(limit).map(|(tenant, since)| (tenant.clone(), *since)).unzip())
     }
 
-    /// After a claim that looked at everything and spent `looking` on it. It names whom it served where that was long.
+    /// After a claim that looked at everything and spent `looking` on it. It names whom it served where it passed by much.
     pub(super) fn looked(&mut self, served: Option<Served>, full: bool, looking: Duration, now: Instant) {
         let slow = served.filter(|_| full);
         self.until = slow.as_ref().map(|_| now + (looking * REST).min(REST_MAX));

@@ -110,7 +110,7 @@ fn read(rows: &[PgRow]) -> Result<Claim, QueueError> {
     Ok(claim)
 }
 
-/// What a claim spent on looking for jobs and, where that was long, whom it served; by its last row.
+/// What a claim spent on looking for jobs and, where it passed by much, whom it served; by its last row.
 fn looking(rows: &[PgRow]) -> (Duration, Option<Served>) {
     let micros = rows.last().and_then(|row| row.try_get::<Option<i32>, _>(6).ok()?);
     let served = rows.last().and_then(|row| row.try_get::<Option<Json<Served>>, _>(3).ok()?);
