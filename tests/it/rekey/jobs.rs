@@ -14,7 +14,7 @@ use reeve_worker::{
 use super::{Archive, town_with_keys};
 use crate::support::{Town, until};
 
-async fn enqueue(town: &Town, payload: serde_json::Value) -> JobId {
+pub async fn enqueue(town: &Town, payload: serde_json::Value) -> JobId {
     sqlx::query_scalar("SELECT reeve.ops_enqueue('a', 'key.rotate_tenant', $1, 'test', 'to see')")
         .bind(payload)
         .fetch_one(&town.db.admin)

@@ -9,6 +9,7 @@ use reeve_jobs::{
     TenantId,
     seal::{Header, Keyring, Place, Purpose},
 };
+use reeve_scheduler::rescuer;
 use reeve_worker::duties::rekey::{
     renew::{Renewer, Turned},
     rows::{Statements, Stored},
@@ -16,9 +17,10 @@ use reeve_worker::duties::rekey::{
     sweep::{self, Ended, Settings},
 };
 use sqlx::{PgPool, postgres::PgConnection};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::Archive;
+use crate::support::{Town, until};
 
 const CLIENTS: i64 = 3;
 
@@ -169,6 +171,61 @@ async fn no_update_is_lost_to_a_rotation_that_is_killed_again_and_again() {
     for (id, body) in bodies(&archive).await {
         assert_eq!(Header::read(&body).expect("a header").version, target, "row {id}");
     }
+}
+
+/// What a scheduler does for jobs whose worker is gone, and for those that wait.
+fn scheduler(town: &Town) -> AbortOnDropHandle<()> {
+    let pool = town.db.admin.clone();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            rescuer::run_once(&pool).await.expect("rescued");
+            sqlx::query("SELECT reeve.promote(100)").execute(&pool).await.expect("promoted");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_program_that_is_killed_loses_no_update_and_goes_on_where_it_was() {
+    const ROWS: i64 = 3_000;
+    let archive = filled(ROWS).await;
+    let (town, target) = (&archive.town, archive.rotate().await);
+    let directory = tempfile::tempdir().expect("a directory");
+    let catalogue = directory.path().join("catalogue.toml");
+    std::fs::write(&catalogue, super::DECLARED).expect("written");
+    let settings = [
+        ("REEVE_WORKER__CATALOGUE", catalogue.to_str().expect("UTF-8")),
+        ("REEVE_WORKER__LEASE_SECS", "4"),
+        ("REEVE_WORKER__REKEY__BATCH", "100"),
+        ("REEVE_WORKER__REKEY__ROWS_PER_SEC_MAX", "1500"),
+    ];
+    let job = super::jobs::enqueue(town, serde_json::json!({})).await;
+    let _scheduler = scheduler(town);
+    let scanned = "SELECT coalesce(sum(scanned), 0)::bigint FROM reeve.key_sweeps WHERE table_name = 'public.notes'";
+    let sweep = async {
+        for killed in 1..=2 {
+            let mut worker = town.worker_program_with(&settings);
+            until("some batches more", async || town.count(scanned).await > 700 * killed).await;
+            worker.kill().await.expect("SIGKILL");
+            // These clients share the keyring that made the version, and know it.
+            archive.run("UPDATE reeve.key_sweeps SET began_at = began_at - interval '1 hour'").await;
+        }
+        let _worker = town.worker_program_with(&settings);
+        until("the job is done", async || town.state(job).await == "completed").await;
+    };
+    let (wrote, lost) = race(&archive, ROWS, sweep).await;
+    assert!(wrote > 0);
+    assert_eq!(lost, 0);
+    for (id, body) in bodies(&archive).await {
+        assert_eq!(Header::read(&body).expect("a header").version, target, "row {id}");
+    }
+    // Whole passes, and no row read twice in one, whoever read it.
+    let passes = format!(
+        "SELECT pass::bigint FROM reeve.key_sweeps WHERE table_name = 'public.notes' AND scanned = pass * {ROWS}"
+    );
+    let passes: Option<i64> =
+        sqlx::query_scalar(sqlx::AssertSqlSafe(passes)).fetch_optional(&town.db.admin).await.expect("a sweep");
+    assert!(passes.is_some_and(|passes| passes >= 2), "{passes:?}");
 }
 
 /// What the sweep would be without its comparison: reads, and writes back what it read.
