@@ -364,7 +364,8 @@ async fn flags_are_declared_listed_set_and_cleared() {
         own.as_array().expect("rows").iter().map(|row| (&row["name"], &row["value"], &row["level"])).collect();
     assert_eq!(own[0], (&"exports.rows_max".into(), &50.into(), &"tenant".into()));
     assert_eq!(own[1], (&"kind.fleet.probe".into(), &false.into(), &"default".into()));
-    assert_eq!(own[2], (&"kind.webhook.deliver".into(), &true.into(), &"declared".into()));
+    assert_eq!(own[2], (&"kind.key.rotate_tenant".into(), &true.into(), &"declared".into()));
+    assert_eq!(own[3], (&"kind.webhook.deliver".into(), &true.into(), &"declared".into()));
     let table = reeve(&db, &["flags", "list"]).await.out;
     assert!(table.contains("plan prp") && table.contains("cli:ann") && table.contains("they asked"), "{table}");
 

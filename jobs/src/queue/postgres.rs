@@ -118,15 +118,16 @@ fn looking(rows: &[PgRow]) -> (Duration, Option<Served>) {
     (Duration::from_micros(micros), served.map(|Json(served)| served))
 }
 
-impl Queue for PostgresQueue {
-    async fn claim(
+impl PostgresQueue {
+    /// One claim, by the lane's marks where it has any that hold. `None`: by marks, and in vain.
+    async fn claim_once(
         &self,
         lane: &Lane,
         limit: usize,
         worker: &str,
         cursor: &str,
         lease: Duration,
-    ) -> Result<Claim, QueueError> {
+    ) -> Result<Option<Claim>, QueueError> {
         let hint = self.marks().entry(lane.clone()).or_default().hint(cursor, Instant::now(), limit);
         let by_hint = hint.is_some();
         let (known, since) = hint.unzip();
@@ -153,7 +154,24 @@ impl Queue for PostgresQueue {
                 marks.looked(served, got >= limit, looking, Instant::now());
             }
         }
-        Ok(claim)
+        Ok((got > 0 || !by_hint).then_some(claim))
+    }
+}
+
+impl Queue for PostgresQueue {
+    async fn claim(
+        &self,
+        lane: &Lane,
+        limit: usize,
+        worker: &str,
+        cursor: &str,
+        lease: Duration,
+    ) -> Result<Claim, QueueError> {
+        if let Some(claim) = self.claim_once(lane, limit, worker, cursor, lease).await? {
+            return Ok(claim);
+        }
+        // The marks are ended by that: this one looks at everything.
+        Ok(self.claim_once(lane, limit, worker, cursor, lease).await?.unwrap_or_default())
     }
 
     async fn mark_started(&self, job: JobId, token: LeaseToken) -> Result<bool, QueueError> {
