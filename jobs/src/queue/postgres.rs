@@ -171,7 +171,9 @@ impl Queue for PostgresQueue {
             return Ok(claim);
         }
         // The marks are ended by that: this one looks at everything.
-        Ok(self.claim_once(lane, limit, worker, cursor, lease).await?.unwrap_or_default())
+        let claim = self.claim_once(lane, limit, worker, cursor, lease).await?;
+        // Marked anew meanwhile, by another claimer of the lane: worth another claim at once.
+        Ok(claim.unwrap_or_else(|| Claim { cursor: cursor.to_owned(), more: true, ..Claim::default() }))
     }
 
     async fn mark_started(&self, job: JobId, token: LeaseToken) -> Result<bool, QueueError> {
