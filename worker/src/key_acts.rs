@@ -14,6 +14,7 @@ use reeve_jobs::{
     queue::operate::Act,
     seal::{
         Keyring, KeyringError,
+        keyring::KEPT_FOR,
         keystore::{self, DestroyedKey, KeyState, PlatformState},
         provider::KeyRef,
     },
@@ -91,8 +92,12 @@ pub struct Verified {
     pub failed: Vec<String>,
 }
 
-const HORIZON: &str = "Values under these keys open nowhere this keystore is used. Backups of the keystore itself, copies that \
-a provider made, and whatever was never sealed, are outside of it: they end with their own retention.";
+const HORIZON: &str = "Other workers that run may keep a key that they had opened for five minutes more. Backups of the \
+keystore itself, copies that a provider made, and whatever was never sealed, are outside of this: they end with their own \
+retention.";
+
+// What the certificate says is what the keyring does.
+const _: () = assert!(KEPT_FOR.as_secs() == 5 * 60);
 
 const fn platform_state(state: PlatformState) -> &'static str {
     match state {

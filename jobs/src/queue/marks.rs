@@ -19,15 +19,14 @@ pub(super) type Served = BTreeMap<String, DateTime<Utc>>;
 /// Everything is looked at again after this many times what it took: a tenth of the time, at most, goes there.
 const REST: u32 = 10;
 const REST_MAX: Duration = Duration::from_secs(10);
-/// And after so many times where the claims since did not bring all that was asked for: half of the time.
-const REST_SHORT: u32 = 1;
 
 /// Of one lane, in one process.
 #[derive(Debug, Default)]
 pub(super) struct Marks {
     known: Served,
     until: Option<Instant>,
-    /// The end of the last look at everything, and of what it took once more.
+    /// Where the claims since did not bring all that was asked for: after as long as looking at everything took, so that it
+    /// takes half of the time.
     soon: Option<Instant>,
 }
 
@@ -46,7 +45,7 @@ impl Marks {
     pub(super) fn looked(&mut self, served: Option<Served>, full: bool, looking: Duration, now: Instant) {
         let slow = served.filter(|_| full);
         self.until = slow.as_ref().map(|_| now + (looking * REST).min(REST_MAX));
-        self.soon = slow.as_ref().map(|_| now + looking * REST_SHORT);
+        self.soon = slow.as_ref().map(|_| now + looking);
         self.known = slow.unwrap_or_default();
     }
 

@@ -34,6 +34,7 @@ impl PostgresQueue {
     }
 
     /// Whether the lane's next claim will go by its marks, if it comes soon.
+    #[cfg(feature = "testing")]
     pub fn is_marked(&self, lane: &Lane) -> bool {
         self.marks().get(lane).is_some_and(|marks| marks.hint("", Instant::now(), 1).is_some())
     }

@@ -199,8 +199,8 @@ pub async fn migrate(admin: &mut PgConnection) -> program::migrate::Migrated {
     }
 }
 
-/// Names here are made by this module from hexadecimal digits and fixed words, so they need no quoting.
-async fn execute(connection: &mut PgConnection, sql: String) {
+/// Names here are made by these modules from hexadecimal digits and fixed words, so they need no quoting.
+pub(super) async fn execute(connection: &mut PgConnection, sql: String) {
     let shown = sql.clone();
     connection.execute(sqlx::AssertSqlSafe(sql)).await.unwrap_or_else(|error| panic!("{shown}: {error}"));
 }

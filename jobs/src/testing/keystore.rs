@@ -8,11 +8,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use sqlx::{Connection, Executor, PgConnection, PgPool, postgres::PgConnectOptions};
+use sqlx::{Connection, PgConnection, PgPool, postgres::PgConnectOptions};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::database::{MIGRATIONS, PASSWORD, cluster, url_of};
+use super::database::{MIGRATIONS, PASSWORD, cluster, execute, url_of};
 use crate::{
     program::{db, migrate_keys},
     seal::{
@@ -171,10 +171,4 @@ async fn make(admin: &mut PgConnection, server: &PgConnectOptions, name: &str) {
     let first: KeyRef = PLATFORM_KEY.parse().expect("a reference");
     keyring.start(Some(&first), Vec::new()).await.expect("a platform key");
     pool.close().await;
-}
-
-/// Names here are made by this module from hexadecimal digits and fixed words, so they need no quoting.
-async fn execute(connection: &mut PgConnection, sql: String) {
-    let shown = sql.clone();
-    connection.execute(sqlx::AssertSqlSafe(sql)).await.unwrap_or_else(|error| panic!("{shown}: {error}"));
 }

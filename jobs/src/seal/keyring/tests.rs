@@ -26,7 +26,12 @@ async fn a_first_key_is_made_once_and_serves_every_process() {
     let keystore = TestKeystore::new().await;
     let a = tenant("a");
     let rings: Vec<_> = (0..8).map(|_| keystore.keyring()).collect();
-    let made = futures_all(rings.iter().map(|ring| ring.current(&a))).await;
+    let mut making = tokio::task::JoinSet::new();
+    for ring in rings.clone() {
+        let a = a.clone();
+        making.spawn(async move { ring.current(&a).await });
+    }
+    let made = making.join_all().await;
     assert!(made.iter().all(|key| key.as_ref().is_ok_and(|key| key.version == 1)), "{made:?}");
     assert_eq!(state(&keystore, &a).await, [(1, KeyState::Active, true)]);
     let sealed = rings[0].seal(Purpose::Field, &place(&a, "7"), b"hush").await.expect("sealed");
@@ -34,26 +39,6 @@ async fn a_first_key_is_made_once_and_serves_every_process() {
     let shown = format!("{:?} {:?}", rings[0], made[0]);
     assert!(shown.contains("redacted") && !shown.contains("hush"), "{shown}");
     keystore.drop_now().await;
-}
-
-async fn futures_all<T>(all: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
-    let mut waiting: Vec<_> = all.map(|future| (Some(Box::pin(future)), None)).collect();
-    std::future::poll_fn(|cx| {
-        for (future, answer) in &mut waiting {
-            if let Some(running) = future
-                && let std::task::Poll::Ready(value) = running.as_mut().poll(cx)
-            {
-                (*future, *answer) = (None, Some(value));
-            }
-        }
-        if waiting.iter().all(|(future, _)| future.is_none()) {
-            std::task::Poll::Ready(())
-        } else {
-            std::task::Poll::Pending
-        }
-    })
-    .await;
-    waiting.into_iter().filter_map(|(_, answer)| answer).collect()
 }
 
 #[tokio::test]
